@@ -1,0 +1,299 @@
+"""The two ends of the wire: a session makes frames out of messages, a receiver does the reverse.
+
+They are apart because they are shared differently. A `WireSession` never changes, so every thread
+of a kernel sends with the same one and nobody waits for anybody. A `Receiver` remembers what it has
+received.
+
+On the wire (messaging specification, "The Wire Protocol") a message is a list of frames::
+
+    ident*  <IDS|MSG>  signature  header  parent_header  metadata  content  buffer*
+"""
+
+from __future__ import annotations
+
+import hmac
+import itertools
+import secrets
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from . import _codec
+from ._errors import MalformedMessage, MalformedReason
+from ._messages import Envelope, Header, Message
+from ._signing import ReplayMemory, Signer
+
+DELIMITER: Final = b"<IDS|MSG>"
+"""The frame between the idents and the message."""
+
+PROTOCOL_VERSION: Final = "5.5"
+"""The version of the messaging protocol in every header made here: the one with subshells."""
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Binary data to send along with a message."""
+
+_SIGNED_FRAMES: Final = 4
+_MISSING: Final = (
+    "after the delimiter come a signature, a header, a parent header, metadata and content"
+)
+
+
+class _MessageIds(threading.local):
+    """An endless supply of message ids, for each thread its own: unique without a lock.
+
+    One counter for all of them would need one on free-threaded builds, where two threads can get
+    the same number from an `itertools.count`. And a lock would be met again by a signal handler, or
+    a finalizer, that prints while its own thread is busy making an id.
+    """
+
+    def __init__(self, session_id: str) -> None:  # called again in each thread
+        self.prefix = f"{session_id}_{secrets.token_hex(6)}_"
+        self.numbers = itertools.count(1)
+
+
+@attrs.frozen(eq=False)
+class WireSession:
+    """Makes messages and their frames, in the name of one sender.
+
+    All methods are synchronous, do no I/O, and may be called from several threads at the same time.
+
+    Args:
+        key: the connection's key, which both sides have. Empty: messages are neither signed nor
+            verified, and replays can't be told.
+        signature_scheme: ``hmac-`` and the name of a hash function that hashlib has. It has no
+            meaning without a key.
+        username: goes into the headers.
+        session_id: goes into the headers, and tells this sender from all others. A new one by
+            default; so a restarted kernel is seen to be another one.
+
+    Raises:
+        TypeError: `key` isn't bytes.
+        ValueError: there is no such signature scheme.
+    """
+
+    key: bytes = attrs.field(repr=False)
+    signature_scheme: str = attrs.field(default="hmac-sha256", kw_only=True)
+    username: str = attrs.field(default="kernel", kw_only=True)
+    session_id: str = attrs.field(factory=lambda: secrets.token_hex(16), kw_only=True)
+    _signer: Signer = attrs.field(init=False, repr=False)
+    _ids: _MessageIds = attrs.field(init=False, repr=False)
+
+    @_signer.default
+    def _make_signer(self) -> Signer:
+        return Signer(self.key, self.signature_scheme)
+
+    @_ids.default
+    def _make_ids(self) -> _MessageIds:
+        return _MessageIds(self.session_id)
+
+    def header(self, msg_type: str, *, subshell_id: str | None = None) -> Header:
+        """Return a new header: a `msg_id` of its own, and the date is now.
+
+        Raises:
+            ValueError: `msg_type` is empty, or one of the two isn't a string.
+        """
+        ids = self._ids
+        return Header(
+            f"{ids.prefix}{next(ids.numbers)}",
+            msg_type,
+            self.session_id,
+            self.username,
+            # The `Z` that jupyter_client sends too, rather than the `+00:00` of isoformat().
+            f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z",
+            PROTOCOL_VERSION,
+            subshell_id,
+        )
+
+    def message(
+        self,
+        msg_type: str,
+        content: Mapping[str, Any] | None = None,
+        *,
+        parent: Header | Message | Envelope | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        buffers: Iterable[Buffer] = (),
+        idents: Iterable[bytes] = (),
+        subshell_id: str | None = None,
+    ) -> Message:
+        """Return a new message, for whoever needs its `msg_id` before it is sent: clients do.
+
+        The arguments are those of `serialize`. Send it with ``serialize_message(message)``.
+
+        Raises:
+            ValueError: `msg_type` is empty, or it or `subshell_id` isn't a string.
+        """
+        return Message(
+            header=self.header(msg_type, subshell_id=subshell_id),
+            parent_header=_header_of(parent),
+            metadata=dict(metadata or {}),
+            content=dict(content or {}),
+            buffers=_frozen(buffers),
+            idents=tuple(idents),
+        )
+
+    def serialize(
+        self,
+        msg_type: str,
+        content: Mapping[str, Any] | None = None,
+        *,
+        parent: Header | Message | Envelope | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        buffers: Iterable[Buffer] = (),
+        idents: Iterable[bytes] = (),
+        subshell_id: str | None = None,
+    ) -> list[bytes]:
+        """Return the frames of a new message, ready for a multipart send.
+
+        Args:
+            msg_type: what kind of message it is.
+            content: what it says: anything that JSON, or one of the many things listed at
+                `encode`, can express. None is an empty content.
+            parent: the request that this message answers, or is a side effect of. Its header is
+                copied as it was received.
+            metadata: likewise, about the message.
+            buffers: binary data that goes with it. Bytes are sent as they are; what can change is
+                copied.
+            idents: who gets it. For a reply, the request's idents; on iopub the topic.
+            subshell_id: for a client: the subshell that a request is for.
+
+        Raises:
+            EncodeError: the content or the metadata has no JSON form. Nothing has been sent.
+            ValueError: `msg_type` is empty, or it or `subshell_id` isn't a string.
+        """
+        header = self.header(msg_type, subshell_id=subshell_id)
+        return self._frames(header, _header_of(parent), metadata, content, idents, _frozen(buffers))
+
+    def serialize_message(self, message: Message) -> list[bytes]:
+        """Return the frames of `message`, signed with this session's key.
+
+        Raises:
+            EncodeError: as in `serialize`.
+        """
+        return self._frames(
+            message.header,
+            message.parent_header,
+            message.metadata,
+            message.content,
+            message.idents,
+            message.buffers,
+        )
+
+    def receiver(self, *, replay_memory: int = 65_536) -> Receiver:
+        """Return a new receiver for messages that are signed with this session's key.
+
+        Args:
+            replay_memory: how many signatures it remembers (some 13 MB when all 65,536 are there).
+                With 0, replays aren't noticed.
+
+        Raises:
+            ValueError: `replay_memory` is negative.
+        """
+        return Receiver(self._signer, ReplayMemory(replay_memory))
+
+    def _frames(
+        self,
+        header: Header,
+        parent: Header | None,
+        metadata: Mapping[str, Any] | None,
+        content: Mapping[str, Any] | None,
+        idents: Iterable[bytes],
+        buffers: tuple[bytes, ...],
+    ) -> list[bytes]:
+        signed = (
+            header.raw,
+            b"{}" if parent is None else parent.raw,
+            _encoded("metadata", metadata),
+            _encoded("content", content),
+        )
+        return [*idents, DELIMITER, self._signer.sign(signed), *signed, *buffers]
+
+
+class Receiver:
+    """Verifies frames and reads who they are for. Made by `WireSession.receiver`.
+
+    Make one per kernel, and let its shell, control and stdin channels share it: then a message
+    that somebody recorded on one channel is refused on the others too. (With one receiver per
+    channel, a recorded ``shutdown_request`` from the shell channel would be good once more on
+    the control channel.) That is why it may be called from several threads at the same time.
+    """
+
+    __slots__ = ("_replays", "_signer")
+
+    def __init__(self, signer: Signer, replays: ReplayMemory) -> None:
+        self._signer = signer
+        self._replays = replays
+
+    def receive(self, frames: Sequence[bytes]) -> Envelope:
+        """Return the envelope of the message that `frames` are.
+
+        A message is remembered only once its signature has been found valid: somebody without the
+        key can't fill the memory.
+
+        Raises:
+            MalformedMessage: they aren't a message (`MalformedReason.NO_DELIMITER`,
+                `MalformedReason.MISSING_FRAMES`, `MalformedReason.BAD_HEADER`), or not one to trust
+                (`MalformedReason.BAD_SIGNATURE`, `MalformedReason.REPLAYED`). Only for a replay is
+                the header known, for the log; none of them may be answered.
+        """
+        try:
+            start = frames.index(DELIMITER) + 1
+        except ValueError:
+            raise MalformedMessage(
+                MalformedReason.NO_DELIMITER,
+                f"none of the {len(frames)} frames is the delimiter {DELIMITER.decode()}",
+            ) from None
+        signed = frames[start + 1 : start + 1 + _SIGNED_FRAMES]
+        if len(signed) < _SIGNED_FRAMES:
+            raise MalformedMessage(
+                MalformedReason.MISSING_FRAMES, f"{_MISSING}, but only {len(frames) - start} frames"
+            )
+        digest = self._verify(frames[start], signed)
+        header = Header.from_frame(signed[0])
+        if digest and not self._replays.add(digest):
+            raise MalformedMessage(
+                MalformedReason.REPLAYED,
+                "a message with this signature was received before",
+                header,
+            )
+        return Envelope(
+            header=header,
+            idents=tuple(frames[: start - 1]),
+            buffers=tuple(frames[start + 1 + _SIGNED_FRAMES :]),
+            parent_header=signed[1],
+            metadata=signed[2],
+            content=signed[3],
+        )
+
+    def _verify(self, signature: bytes, signed: Sequence[bytes]) -> bytes:
+        """Return the digest of a message whose signature is valid; empty if there is no key."""
+        if not self._signer.signs:
+            return b""
+        digest = self._signer.digest(signed)
+        if not hmac.compare_digest(digest.hex().encode("ascii"), signature):
+            raise MalformedMessage(
+                MalformedReason.BAD_SIGNATURE,
+                "the signature isn't valid: the sender has another key or signature scheme"
+                if signature
+                else "the message isn't signed, but this connection has a key",
+            )
+        return digest
+
+
+def _header_of(parent: Header | Message | Envelope | None) -> Header | None:
+    return parent if parent is None or isinstance(parent, Header) else parent.header
+
+
+def _frozen(buffers: Iterable[Buffer]) -> tuple[bytes, ...]:
+    return tuple(buffer if type(buffer) is bytes else bytes(buffer) for buffer in buffers)
+
+
+def _encoded(name: str, value: Mapping[str, Any] | None) -> bytes:
+    if value is None:
+        return b"{}"
+    frame = _codec.encode(value)
+    if not frame.startswith(b"{"):
+        raise _codec.EncodeError(f"a message's {name} must be a dict, not {type(value).__name__}")
+    return frame
