@@ -1,0 +1,57 @@
+"""Signature schemes: those of hashlib, and clear words for those that can't be."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+import pytest
+
+from trio_subshells.wire import WireSession
+from trio_subshells.wire._signing import Signer
+
+FRAMES = [b'{"msg_id":"1"}', b"{}", b"{}", b'{"code":""}']
+FUNCTIONS = sorted(
+    name for name in hashlib.algorithms_guaranteed if not name.startswith(("shake", "md5"))
+)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_hash_function_signs(function: str) -> None:
+    signer = Signer(b"key", f"hmac-{function}")
+    expected = hmac.new(b"key", b"".join(FRAMES), function).hexdigest().encode()
+    assert signer.sign(FRAMES) == expected
+    assert signer.sign(FRAMES) == expected, "one message leaves nothing behind for the next"
+
+
+def test_a_known_signature() -> None:
+    # RFC 4231, test case 2: not from the code that is tested
+    signer = Signer(b"Jefe", "hmac-sha256")
+    assert signer.sign([b"what do ya want ", b"for nothing?"]) == (
+        b"5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+    )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "words"),
+    [
+        ("sha256", "must be 'hmac-' and the name of a hash function.*not 'sha256'"),
+        ("", "must be 'hmac-'"),
+        (None, "must be 'hmac-'.*not None"),
+        ("hmac-sha1024", "no HMAC can be made with the hash function 'sha1024'.*sha256, sha384"),
+        ("hmac-shake_128", "no HMAC can be made with the hash function 'shake_128'"),
+        ("hmac-", "no HMAC can be made"),
+    ],
+)
+def test_a_scheme_that_does_not_exist_is_refused(scheme: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        WireSession(b"key", signature_scheme=scheme)
+
+
+def test_without_a_key_the_scheme_does_not_matter() -> None:
+    assert Signer(b"", "").sign(FRAMES) == b""
+
+
+def test_a_key_is_bytes() -> None:
+    with pytest.raises(TypeError, match="the key must be bytes, not str"):
+        WireSession("key")  # type: ignore[arg-type]
