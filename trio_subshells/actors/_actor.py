@@ -19,7 +19,7 @@ import trio
 
 from ._errors import ActorTerminated, AskTimeout
 from ._mailbox import Letter, Mailbox
-from ._promise import Promise
+from ._promise import BlockingPromise, Promise
 from ._queue import Queue, QueueStatistics
 
 if TYPE_CHECKING:
@@ -69,8 +69,15 @@ _TRANSITIONS: dict[ActorState, frozenset[ActorState]] = {
             ActorState.CANCELLED,
         }
     ),
+    # To itself: the new place couldn't be had (no thread, no descriptor): one more failure.
     ActorState.RESTARTING: frozenset(
-        {ActorState.RUNNING, ActorState.CANCELLING, ActorState.FAILED, ActorState.CANCELLED}
+        {
+            ActorState.RUNNING,
+            ActorState.RESTARTING,
+            ActorState.CANCELLING,
+            ActorState.FAILED,
+            ActorState.CANCELLED,
+        }
     ),
     ActorState.CANCELLING: frozenset(
         {ActorState.FINISHED, ActorState.FAILED, ActorState.CANCELLED}
@@ -193,6 +200,28 @@ class ActorRef:
             return await promise.wait()
         assert scope.cancelled_caught
         raise AskTimeout(f"{self.path} did not answer {message!r} within {timeout:g} s")
+
+    def ask_blocking(self, message: object, *, timeout: float) -> Any:
+        """Ask from code that can't await: block the calling thread until the answer is there.
+
+        For synchronous code, in any thread but the actor's own (which could never answer). As `ask`
+        otherwise; but a full mailbox isn't waited for.
+
+        Raises:
+            AskTimeout: there was no answer within `timeout` seconds.
+            ActorTerminated: the actor has ended, or failed while it handled the request.
+            trio.WouldBlock: its mailbox is full.
+        """
+        promise: BlockingPromise[Any] = BlockingPromise()
+        self._queue.put_nowait(Letter(message, promise))
+        try:
+            return promise.wait(timeout)
+        except TimeoutError:
+            if promise.resolved:  # the answer itself is a TimeoutError
+                raise
+            raise AskTimeout(
+                f"{self.path} did not answer {message!r} within {timeout:g} s"
+            ) from None
 
     def cancel(self) -> None:
         """Cancel the actor, and what lives beneath it. From any thread; doesn't wait: `watch` does.

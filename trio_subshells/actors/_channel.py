@@ -58,18 +58,24 @@ class CrossThreadSendChannel(trio.abc.SendChannel[T], Generic[T]):
         """
         if self._closed:
             raise trio.ClosedResourceError("this end of the channel is closed")
-        self._queue.put_nowait(value)
+        try:
+            self._queue.put_nowait(value)
+        except trio.EndOfChannel:  # another thread has just closed this end
+            raise trio.ClosedResourceError("this end of the channel is closed") from None
 
     async def send(self, value: T) -> None:
         """Send, waiting while the channel is full. Cancelled, nothing has been sent.
 
         Raises:
-            trio.ClosedResourceError: you have closed this end.
+            trio.ClosedResourceError: you have closed this end, or do so meanwhile.
             trio.BrokenResourceError: the receiving end is closed, or gets closed meanwhile.
         """
         if self._closed:
             raise trio.ClosedResourceError("this end of the channel is closed")
-        await self._queue.put(value)
+        try:
+            await self._queue.put(value)
+        except trio.EndOfChannel:
+            raise trio.ClosedResourceError("this end of the channel is closed") from None
 
     def close(self) -> None:
         """Close this end, from any thread: the receiver gets what is queued, then the end."""
@@ -122,6 +128,7 @@ class CrossThreadReceiveChannel(trio.abc.ReceiveChannel[T], Generic[T]):
         Raises:
             trio.EndOfChannel: there never will be one: the sending end is closed.
             trio.ClosedResourceError: you have closed this end, or do so meanwhile.
+            trio.BusyResourceError: another task waits here already.
         """
         if self._bell is None:
             raise trio.ClosedResourceError("this end of the channel is closed")

@@ -6,8 +6,10 @@ that thread has been joined, never before, whatever happens:
 
 - parent cancelled: the warden cancels the child's root scope through the child's trio token, and
   goes on waiting, shielded;
-- child raised: the thread is joined, then the warden raises the same exception object;
-- child returned: the thread is joined, then the warden returns.
+- child raised: the thread is joined, then the warden raises the same exception object, whether the
+  parent has been cancelled meanwhile or not;
+- child returned: the thread is joined, then the warden returns;
+- Ctrl-C in the parent's thread: goes to trio's main task, which cancels the warden in its turn.
 
 The thread is joined by the warden itself, without a helper thread: the very last thing that the
 child does is a callback into the parent's loop, after which `join` has but a few bytecodes to wait
@@ -82,6 +84,8 @@ class ThreadHost:
         """``thread``."""
         return "thread"
 
+    # A KeyboardInterrupt between start() and the wait would leave the thread to itself.
+    @trio.lowlevel.enable_ki_protection
     async def run(
         self,
         body: Callable[[], Awaitable[None]],
@@ -105,8 +109,9 @@ class ThreadHost:
         thread.start()
         await child.wait_finished()
         thread.join()
-        await trio.lowlevel.checkpoint_if_cancelled()
         child.result.unwrap()
+        if child.was_cancelled:
+            await trio.lowlevel.checkpoint_if_cancelled()
 
 
 class _ChildThread:
@@ -125,11 +130,11 @@ class _ChildThread:
         self._attach = attach
         self._parent_token = trio.lowlevel.current_trio_token()
         self._parent_task = trio.lowlevel.current_task()
-        self._finished = False
         self._lock = threading.Lock()
         self._cancel_requested = False
         self._cancel: Callable[[], None] | None = None
         self.result: outcome.Outcome[None] = outcome.Value(None)
+        self.was_cancelled = False
 
     # ------------------------------------------------------------------- in the child's thread
 
@@ -149,11 +154,11 @@ class _ChildThread:
                 if self._cancel_requested:
                     scope.cancel()
             await self._body()
+        self.was_cancelled = scope.cancelled_caught
 
     # ------------------------------------------------------------------- in the parent's loop
 
     def _wake_parent(self) -> None:
-        self._finished = True
         trio.lowlevel.reschedule(self._parent_task)
 
     async def wait_finished(self) -> None:

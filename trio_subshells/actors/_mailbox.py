@@ -7,14 +7,15 @@ asker, those whose letters it had taken included.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import outcome
+import trio
 
 from ._errors import ActorTerminated
-from ._promise import Promise
+from ._promise import BlockingPromise, Promise
 from ._queue import Queue, QueueStatistics
 
 
@@ -25,12 +26,12 @@ class Letter:
     the receiver need not care which of the two it is.
     """
 
-    __slots__ = ("__weakref__", "_promise", "message")
+    __slots__ = ("_promise", "message")
 
     message: object
     """What was sent: immutable, by convention an `attrs.frozen` instance."""
 
-    def __init__(self, message: object, promise: Promise[Any] | None = None) -> None:
+    def __init__(self, message: object, promise: Promise[Any] | BlockingPromise[Any] | None = None) -> None:
         self.message = message
         self._promise = promise
 
@@ -76,6 +77,7 @@ class Mailbox:
     def __init__(self, queue: Queue[Letter]) -> None:
         self._queue = queue
         self._unanswered: set[Letter] = set()
+        self._sweep_at = 64
 
     def __aiter__(self) -> AsyncIterator[Letter]:
         return self
@@ -83,10 +85,16 @@ class Mailbox:
     async def __anext__(self) -> Letter:
         return await self.receive()
 
+    @trio.lowlevel.enable_ki_protection  # a letter that was taken has to be remembered
     async def receive(self) -> Letter:
-        """Wait for the next letter. A checkpoint; a cancelled `receive` has taken nothing."""
+        """Wait for the next letter. A checkpoint; a cancelled `receive` has taken nothing.
+
+        Raises:
+            trio.BusyResourceError: another task of the actor waits here already.
+        """
         return self._taken(await self._queue.get())
 
+    @trio.lowlevel.enable_ki_protection
     def receive_nowait(self) -> Letter:
         """The next letter, if there is one.
 
@@ -97,15 +105,21 @@ class Mailbox:
 
     def _taken(self, letter: Letter) -> Letter:
         if letter.wants_reply:
-            if len(self._unanswered) >= 64:  # forget the answered ones now and then
-                self._unanswered = {each for each in self._unanswered if each.wants_reply}
             self._unanswered.add(letter)
+            if len(self._unanswered) >= self._sweep_at:
+                # Forget the answered ones now and then; the more are open, the more rarely.
+                self._unanswered = {each for each in self._unanswered if each.wants_reply}
+                self._sweep_at = max(64, 2 * len(self._unanswered))
         return letter
 
-    def _abandon(self, error: ActorTerminated) -> None:
-        """The actor has ended: answer whoever still waits for a letter that it has taken."""
+    def _abandon(self, error: Callable[[], ActorTerminated]) -> None:
+        """The actor has ended: answer whoever still waits for a letter that it has taken.
+
+        Each asker gets an exception of its own: raising one changes it (traceback, context), and
+        the askers may be in different threads.
+        """
         for letter in self._unanswered:
-            letter.fail(error)
+            letter.fail(error())
         self._unanswered.clear()
 
     def statistics(self) -> QueueStatistics:

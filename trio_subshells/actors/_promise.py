@@ -7,6 +7,7 @@ end). `trio.Event` won't do: it may be set from its own loop only.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Generic, TypeVar, cast
 
 import outcome
@@ -36,6 +37,7 @@ class Promise(Generic[T]):
         """Whether there is a value, or an error."""
         return self._outcome is not None
 
+    @trio.lowlevel.enable_ki_protection
     def resolve(self, result: outcome.Outcome[T]) -> bool:
         """Supply the value or the error. Callable from any thread; never blocks.
 
@@ -59,6 +61,7 @@ class Promise(Generic[T]):
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self) -> T:
         """Wait for the value, or raise the error. A checkpoint; one task, in the promise's loop.
 
@@ -78,3 +81,58 @@ class Promise(Generic[T]):
         else:
             await trio.lowlevel.cancel_shielded_checkpoint()
         return cast("outcome.Outcome[T]", self._outcome).unwrap()
+
+
+class BlockingPromise(Generic[T]):
+    """A promise whose value a thread waits for by blocking, outside of any trio loop's control."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._resolved = threading.Event()
+        self._outcome: outcome.Outcome[T] | None = None
+        self._abandoned = False
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the waiting thread has given up."""
+        return self._abandoned
+
+    @property
+    def resolved(self) -> bool:
+        """Whether there is a value, or an error."""
+        return self._outcome is not None
+
+    def resolve(self, result: outcome.Outcome[T]) -> bool:
+        """Supply the value or the error, from any thread; returns whether it is the first."""
+        with self._lock:
+            if self._outcome is not None:
+                return False
+            self._outcome = result
+        self._resolved.set()
+        return True
+
+    def wait(self, timeout: float) -> T:
+        """Block until the value is there, or raise the error.
+
+        It wakes up now and then meanwhile, so that a `KeyboardInterrupt` raised in this thread by
+        another gets through.
+
+        Args:
+            timeout: in seconds; `math.inf` for ever.
+
+        Raises:
+            TimeoutError: it hasn't come in that time.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            while not self._resolved.wait(max(0, min(_NAP, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    raise TimeoutError
+        except BaseException:
+            self._abandoned = True
+            raise
+        return cast("outcome.Outcome[T]", self._outcome).unwrap()
+
+
+_NAP = 0.05
+"""Seconds; Python code that is blocked in a lock can't be interrupted, save in the main thread."""

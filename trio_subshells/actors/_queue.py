@@ -17,6 +17,9 @@ value was taken or withdrawn.
 A sender can only be woken after it has parked: both kinds of wake-up (rescheduling in the same
 loop, a callback through the token from another) run in the sender's loop, which is busy running
 the sender until it parks.
+
+A KeyboardInterrupt of trio's never lands between two steps of an operation, where it would lose a
+value or a ring: the methods are protected from it, and it comes at the next checkpoint.
 """
 
 from __future__ import annotations
@@ -95,6 +98,7 @@ class Queue(Generic[T]):
 
     # ------------------------------------------------------------------ sending, from any thread
 
+    @trio.lowlevel.enable_ki_protection
     def put_nowait(self, value: T) -> None:
         """Append a value; callable from any thread, in a trio loop or not.
 
@@ -111,6 +115,7 @@ class Queue(Generic[T]):
         if bell is not None:
             bell.ring()
 
+    @trio.lowlevel.enable_ki_protection
     async def put(self, value: T) -> None:
         """Append a value, waiting while the queue is full. A checkpoint, and cancellation-safe:
         the value of a cancelled `put` has not been appended.
@@ -171,6 +176,7 @@ class Queue(Generic[T]):
             self._asleep = False
         return bell
 
+    @trio.lowlevel.enable_ki_protection
     def get_nowait(self) -> T:
         """Take the oldest value.
 
@@ -181,6 +187,7 @@ class Queue(Generic[T]):
         with self._lock:
             return self._take()
 
+    @trio.lowlevel.enable_ki_protection
     async def get(self) -> T:
         """Take the oldest value, waiting for one. A checkpoint, and cancellation-safe: a cancelled
         `get` has taken nothing.
@@ -220,6 +227,7 @@ class Queue(Generic[T]):
 
     # ------------------------------------------------------------------------- from any thread
 
+    @trio.lowlevel.enable_ki_protection
     def close(self, error: Callable[[], Exception], *, discard: bool) -> list[T]:
         """Refuse further values; every sender, waiting or to come, gets a new `error()`.
 

@@ -10,6 +10,7 @@ that does, so the order of these steps is the order of the lines in `Supervisor.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -59,7 +60,8 @@ class Stop:
 class Restart:
     """Failure policy: the actor's `run` is called again, in a new place of the same kind.
 
-    Queued letters are kept; those that it had taken are answered with `ActorTerminated`.
+    Queued letters are kept; those that it had taken are answered with `ActorTerminated`. An actor
+    that fails while it is being cancelled isn't called again: that failure escalates.
 
     Attributes:
         intensity: how many restarts within `period` are accepted; one more failure escalates.
@@ -105,6 +107,7 @@ class Node:
             check_transition(self._state, new)
             self._state = new
 
+    @trio.lowlevel.enable_ki_protection
     def cancel(self) -> None:
         with self._lock:
             if self._state.ended or self._state is ActorState.CANCELLING:
@@ -194,6 +197,7 @@ class Supervisor:
         self._transport = transport
         self._thread = threading.get_ident()
 
+    @trio.lowlevel.enable_ki_protection
     async def spawn(
         self,
         actor: Actor,
@@ -218,13 +222,10 @@ class Supervisor:
         Raises:
             ValueError: the name is empty, has a slash in it, or is in use.
             RuntimeError: the machine can't start another thread, or this is not the thread (the
-                trio loop) that the supervisor lives in.
+                trio loop) that the supervisor lives in, or its scope is over.
+            ActorTerminated: the actor was cancelled before it ran.
         """
-        if threading.get_ident() != self._thread:
-            raise RuntimeError(
-                f"{self._node.path} spawns actors in its own thread only: "
-                "tell an actor that lives there to do it"
-            )
+        self._check_thread("spawns actors")
         if not name or "/" in name:
             raise ValueError(f"an actor's name must be non-empty and without slashes, not {name!r}")
         if name in self._node.children:
@@ -232,11 +233,11 @@ class Supervisor:
         queue: Queue[Letter] = Queue(capacity)
         host = TaskHost() if host is None else host
         node = Node(name, self._node, host.kind, queue)
-        self._node.children[name] = node
         started: Promise[None] = Promise()
         self._nursery.start_soon(
             self._supervise, node, actor, host, on_failure or Escalate(), started, name=node.path
         )
+        self._node.children[name] = node  # only now: a scope that is over has refused
         try:
             await started.wait()
         except trio.Cancelled:
@@ -244,6 +245,7 @@ class Supervisor:
             raise
         return ActorRef(node, queue)
 
+    @trio.lowlevel.enable_ki_protection  # its last steps must be taken; see _run_actor
     async def _supervise(
         self,
         node: Node,
@@ -257,14 +259,15 @@ class Supervisor:
             with node.scope:
                 await self._run_until_settled(node, actor, host, policy, started)
                 state = ActorState.FINISHED
-        except trio.Cancelled:
-            raise
-        except BaseException as failure:
-            state, error = ActorState.FAILED, failure
-            if not started.resolved:
+        except BaseException as raised:
+            error = _without_cancelled(raised)
+            if error is None:
+                raise
+            state = ActorState.FAILED
+            if not started.resolved and not started.abandoned:
                 return  # it never ran: spawn() raises this
-            if isinstance(policy, Stop) and isinstance(failure, Exception):
-                _log.error("actor %s has failed", node.path, exc_info=failure)
+            if isinstance(policy, Stop) and isinstance(error, Exception):
+                _log.error("actor %s has failed", node.path, exc_info=error)
                 return
             raise
         finally:
@@ -288,6 +291,8 @@ class Supervisor:
                 await host.run(body, name=node.path, attach=self._transport.attach)
             except Exception as failure:
                 if not isinstance(policy, Restart) or not started.resolved:
+                    raise
+                if node.state is ActorState.CANCELLING or _is_cancelled():
                     raise
                 now = trio.current_time()
                 failures.append(now)
@@ -313,20 +318,33 @@ class Supervisor:
         place = _place.set(_Place(node, self._transport))
         node.go(ActorState.RUNNING)
         started.resolve(outcome.Value(None))
+        error: BaseException | None = None
         try:
-            await actor.run(mailbox)
-        except Exception as failure:
-            mailbox._abandon(terminated(node.path, failure))
+            await _run_actor(actor, mailbox)
+        except BaseException as raised:
+            error = _without_cancelled(raised)
             raise
         finally:
-            mailbox._abandon(terminated(node.path))
+            mailbox._abandon(partial(terminated, node.path, error))
             _place.reset(place)
             node.queue.detach()
             bell.close()
 
     def cancel(self) -> None:
-        """Cancel everything in this scope; only in the supervisor's own thread."""
+        """Cancel everything in this scope, the block included.
+
+        Raises:
+            RuntimeError: this is not the thread (the trio loop) that the supervisor lives in.
+        """
+        self._check_thread("is cancelled")
         self._nursery.cancel_scope.cancel()
+
+    def _check_thread(self, does: str) -> None:
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                f"{self._node.path} {does} in its own thread only: "
+                "tell an actor that lives there to do it"
+            )
 
     def tree(self) -> str:
         """Who lives where and in which state, a line each, for people. From any thread."""
@@ -335,12 +353,34 @@ class Supervisor:
     def statistics(self) -> SystemStatistics:
         """A snapshot of every living actor beneath this supervisor. From any thread."""
         found: list[ActorStatistics] = []
-        nodes = deque(self._node.children.values())
+        # list() first, everywhere: it copies in one step what another thread may be changing
+        nodes = deque(list(self._node.children.values()))
         while nodes:
             node = nodes.popleft()
             found.append(node.statistics())
             nodes.extendleft(reversed(list(node.children.values())))
         return SystemStatistics(tuple(found))
+
+
+@trio.lowlevel.disable_ki_protection
+async def _run_actor(actor: Actor, mailbox: Mailbox) -> None:
+    """The actor's own code: Ctrl-C may stop it anywhere, as it may any task of the main thread."""
+    await actor.run(mailbox)
+
+
+def _is_cancelled() -> bool:
+    """Whether the calling task is cancelled, by a scope of its own or around it."""
+    return trio.current_effective_deadline() == -math.inf
+
+
+def _without_cancelled(raised: BaseException) -> BaseException | None:
+    """What was raised but for cancellations; None if it was nothing else.
+
+    A nursery that is cancelled from outside raises its tasks' `trio.Cancelled` in a group.
+    """
+    if isinstance(raised, BaseExceptionGroup):
+        return raised.split(trio.Cancelled)[1]
+    return None if isinstance(raised, trio.Cancelled) else raised
 
 
 @asynccontextmanager

@@ -92,6 +92,7 @@ class TrioBell:
             waiter, self._waiter = self._waiter, None
             trio.lowlevel.reschedule(waiter)
 
+    @trio.lowlevel.enable_ki_protection
     async def wait(self) -> None:
         """Wait for a ring."""
         if self._waiter is not None:
