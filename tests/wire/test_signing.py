@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import threading
 
 import pytest
 
 from trio_subshells.wire import WireSession
-from trio_subshells.wire._signing import Signer
+from trio_subshells.wire._signing import ReplayMemory, Signer
 
 FRAMES = [b'{"msg_id":"1"}', b"{}", b"{}", b'{"code":""}']
 FUNCTIONS = sorted(
@@ -55,3 +56,32 @@ def test_without_a_key_the_scheme_does_not_matter() -> None:
 def test_a_key_is_bytes() -> None:
     with pytest.raises(TypeError, match="the key must be bytes, not str"):
         WireSession("key")  # type: ignore[arg-type]
+
+
+def test_nobody_else_gets_between_looking_a_digest_up_and_adding_it() -> None:
+    """Two channels that get the same message at the same time: both must not find it new.
+
+    The gap is too narrow to be hit by chance. So a digest that tells when it is hashed, which is
+    at the look-up and at the adding, has another thread try to get in at these very moments.
+    """
+    memory = ReplayMemory(8)
+    got_in: list[bool] = []
+
+    def try_to_get_in() -> None:
+        entered = memory._lock.acquire(blocking=False)
+        if entered:
+            memory._lock.release()
+        got_in.append(entered)
+
+    class Digest(bytes):
+        def __hash__(self) -> int:
+            intruder = threading.Thread(target=try_to_get_in)
+            intruder.start()
+            intruder.join()
+            return super().__hash__()
+
+    assert memory.add(Digest(b"digest"))
+    assert len(got_in) >= 2
+    assert not any(got_in)
+    try_to_get_in()
+    assert got_in[-1], "afterwards the way is free"

@@ -19,9 +19,9 @@ a PNG in base64, 100 kB       1 : 0.2   1 : 1.1
 (The standard library's `json` takes 7 to 14 times as long to encode, and 2 to 7 times to decode.)
 They tie on the short messages, which a kernel sends by the thousand; orjson copies a long string
 faster, by 15 µs for a picture, which is lost in the time it takes to sign it. What decides
-is elsewhere: msgspec has wheels for free-threaded builds, on which this project's threads pay off;
-orjson has none, and rules PyPy out as well. And orjson reads an integer beyond 64 bits as a float
-and refuses to write one, while msgspec is exact both ways.
+is elsewhere: msgspec has wheels for free-threaded builds, on which this project's threads pay off,
+and orjson has none. (Neither has any for PyPy.) And orjson reads an integer beyond 64 bits as a
+float and refuses to write one, while msgspec is exact both ways.
 """
 
 from __future__ import annotations
