@@ -10,7 +10,6 @@ the parent's nursery (`_supervision`); everybody else only reads it.
 from __future__ import annotations
 
 import enum
-import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -192,8 +191,7 @@ class ActorRef:
             AskTimeout: there was no answer within `timeout`.
             ActorTerminated: the actor has ended, or failed while it handled the request.
         """
-        if timeout < 0 or math.isnan(timeout):
-            raise ValueError(f"timeout must be a number of seconds of at least 0, not {timeout!r}")
+        _check_timeout(timeout)
         promise: Promise[Any] = Promise()
         with trio.move_on_after(timeout) as scope:
             await self._queue.put(Letter(message, promise))
@@ -212,16 +210,12 @@ class ActorRef:
             ActorTerminated: the actor has ended, or failed while it handled the request.
             trio.WouldBlock: its mailbox is full.
         """
+        _check_timeout(timeout)
         promise: BlockingPromise[Any] = BlockingPromise()
         self._queue.put_nowait(Letter(message, promise))
-        try:
-            return promise.wait(timeout)
-        except TimeoutError:
-            if promise.resolved:  # the answer itself is a TimeoutError
-                raise
-            raise AskTimeout(
-                f"{self.path} did not answer {message!r} within {timeout:g} s"
-            ) from None
+        if not promise.wait(timeout):
+            raise AskTimeout(f"{self.path} did not answer {message!r} within {timeout:g} s")
+        return promise.result()
 
     def cancel(self) -> None:
         """Cancel the actor, and what lives beneath it. From any thread; doesn't wait: `watch` does.
@@ -235,6 +229,7 @@ class ActorRef:
 
         A checkpoint. Cancelling a watch does nothing to the actor.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         promise: Promise[Ended] = Promise()
         self._node.add_watcher(promise)
         return await promise.wait()
@@ -245,6 +240,11 @@ class ActorRef:
 
     def __repr__(self) -> str:
         return f"<ActorRef {self.path} {self.state.value}>"
+
+
+def _check_timeout(timeout: float) -> None:
+    if not timeout >= 0:  # catches NaN as well
+        raise ValueError(f"timeout must be a number of seconds of at least 0, not {timeout!r}")
 
 
 def terminated(path: str, cause: BaseException | None = None) -> ActorTerminated:

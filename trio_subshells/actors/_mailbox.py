@@ -31,7 +31,9 @@ class Letter:
     message: object
     """What was sent: immutable, by convention an `attrs.frozen` instance."""
 
-    def __init__(self, message: object, promise: Promise[Any] | BlockingPromise[Any] | None = None) -> None:
+    def __init__(
+        self, message: object, promise: Promise[Any] | BlockingPromise[Any] | None = None
+    ) -> None:
         self.message = message
         self._promise = promise
 

@@ -63,9 +63,10 @@ class Promise(Generic[T]):
 
     @trio.lowlevel.enable_ki_protection
     async def wait(self) -> T:
-        """Wait for the value, or raise the error. A checkpoint; one task, in the promise's loop.
+        """Wait for the value, or raise the error; one task, in the promise's loop.
 
-        A value that arrives together with a cancellation is returned: it isn't lost.
+        Always lets other tasks run. A cancellation point only while there is no value: one that
+        arrives together with a cancellation is returned, it isn't lost.
         """
         if self._outcome is None:
 
@@ -111,26 +112,27 @@ class BlockingPromise(Generic[T]):
         self._resolved.set()
         return True
 
-    def wait(self, timeout: float) -> T:
-        """Block until the value is there, or raise the error.
+    def wait(self, timeout: float) -> bool:
+        """Block until there is a value or an error; return whether there is, for `result`.
 
         It wakes up now and then meanwhile, so that a `KeyboardInterrupt` raised in this thread by
         another gets through.
 
         Args:
             timeout: in seconds; `math.inf` for ever.
-
-        Raises:
-            TimeoutError: it hasn't come in that time.
         """
         deadline = time.monotonic() + timeout
         try:
             while not self._resolved.wait(max(0, min(_NAP, deadline - time.monotonic()))):
                 if time.monotonic() >= deadline:
-                    raise TimeoutError
-        except BaseException:
-            self._abandoned = True
-            raise
+                    break
+        finally:
+            with self._lock:  # it may have come at the very last moment
+                self._abandoned = self._outcome is None
+        return not self._abandoned
+
+    def result(self) -> T:
+        """The value, or raise the error; once, after `wait` has returned true."""
         return cast("outcome.Outcome[T]", self._outcome).unwrap()
 
 

@@ -274,6 +274,7 @@ class Supervisor:
             del self._node.children[node.name]
             node.end(state, error)
             started.resolve(outcome.Error(error or terminated(node.path)))
+            del error  # its traceback holds this frame: no cycle that keeps what the actor held
 
     async def _run_until_settled(
         self,
@@ -329,6 +330,7 @@ class Supervisor:
             _place.reset(place)
             node.queue.detach()
             bell.close()
+            del error  # as above
 
     def cancel(self) -> None:
         """Cancel everything in this scope, the block included.
