@@ -1,5 +1,82 @@
-"""An actor framework on trio, and on it the runtime of a Jupyter kernel with real subshells."""
+"""An actor framework on trio, and on it the runtime of a Jupyter kernel with real subshells.
+
+Here is what a kernel's author needs. The floors beneath are packages of their own:
+`trio_subshells.actors`, `trio_subshells.sockets` and `trio_subshells.wire`.
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from .actors import TaskHost, ThreadHost
+from .kernel import (
+    Cell,
+    CellError,
+    CommMessage,
+    Completeness,
+    CompleteRequest,
+    Completion,
+    ExecuteReply,
+    HelpLink,
+    HistoryEntry,
+    HistoryRequest,
+    InputNotAllowed,
+    Inspection,
+    InspectRequest,
+    IsCompleteRequest,
+    Kernel,
+    KernelStatistics,
+    LanguageInfo,
+    MimeBundle,
+    Request,
+    RunningKernel,
+    SubshellHandle,
+    SubshellInfo,
+    SubshellState,
+    SubshellUnjoinable,
+    UnknownSubshell,
+    current_kernel,
+    install_kernelspec,
+    main,
+    open_kernel,
+    serve,
+    spawn_subshell,
+    uninstall_kernelspec,
+)
+from .wire import ConnectionInfo
+
+__all__ = [
+    "Cell",
+    "CellError",
+    "CommMessage",
+    "CompleteRequest",
+    "Completeness",
+    "Completion",
+    "ConnectionInfo",
+    "ExecuteReply",
+    "HelpLink",
+    "HistoryEntry",
+    "HistoryRequest",
+    "InputNotAllowed",
+    "InspectRequest",
+    "Inspection",
+    "IsCompleteRequest",
+    "Kernel",
+    "KernelStatistics",
+    "LanguageInfo",
+    "MimeBundle",
+    "Request",
+    "RunningKernel",
+    "SubshellHandle",
+    "SubshellInfo",
+    "SubshellState",
+    "SubshellUnjoinable",
+    "TaskHost",
+    "ThreadHost",
+    "UnknownSubshell",
+    "current_kernel",
+    "install_kernelspec",
+    "main",
+    "open_kernel",
+    "serve",
+    "spawn_subshell",
+    "uninstall_kernelspec",
+]

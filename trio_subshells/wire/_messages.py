@@ -208,6 +208,10 @@ class Envelope:
     _metadata: bytes = attrs.field(default=b"{}", repr=False)
     _content: bytes = attrs.field(default=b"{}", repr=False)
 
+    def content_mentions(self, text: bytes) -> bool:
+        """Whether `text` occurs anywhere in the unread content: if not, that saves opening it."""
+        return text in self._content
+
     def open(self) -> Message:
         """Read the rest of the message.
 

@@ -1,0 +1,379 @@
+"""The control handler: creates, deletes and lists subshells, interrupts, and shuts down.
+
+It owns the control ROUTER and the lives of the subshells: it is their supervisor, so no subshell
+outlives it. Every request is handled in a task of its own; a delete that takes long delays nobody.
+
+Nothing of a kernel author's runs here, save the cancellers of rung 0 (see `_ladder`).
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+from ..actors import (
+    Actor,
+    ActorRef,
+    ActorTerminated,
+    Host,
+    Letter,
+    Mailbox,
+    Stop,
+    ThreadHost,
+    open_supervisor,
+)
+from ..wire import Envelope, MalformedMessage, Message, Receiver, WireSession
+from ._errors import SubshellUnjoinable, UnknownSubshell
+from ._guard import CellGuard, EndReason
+from ._kernel import Kernel
+from ._ladder import end_cell
+from ._messages import (
+    AbortPending,
+    AddRoute,
+    Adopt,
+    AreYouReady,
+    Create,
+    Delete,
+    Describe,
+    Interrupt,
+    RemoveRoute,
+    Shutdown,
+    Spawn,
+    WatchDeadline,
+    error_content,
+    reply_type,
+)
+from ._output import OutputPort
+from ._raisers import AsyncRaiser
+from ._shell import SHUTDOWN_TIMEOUT, unknown_type
+from ._stdin import FramesSocket
+from ._subshell import Subshell
+from ._types import SubshellInfo
+
+_log = logging.getLogger("trio_subshells.kernel")
+
+DELETE_TIMEOUT: Final = 5.0
+"""Seconds that a busy subshell has to end, unless the request says otherwise (``timeout``)."""
+INTERRUPT_TIMEOUT: Final = 5.0
+"""Seconds after which an interrupt that had no effect is reported as such."""
+
+
+class SubshellState(enum.Enum):
+    """What a subshell is doing, as others can see it."""
+
+    IDLE = "idle"
+    BUSY = "busy"
+    DELETING = "deleting"
+    UNJOINABLE = "unjoinable"
+    DELETED = "deleted"
+
+
+class _Entry:
+    """What the control handler knows of one subshell."""
+
+    def __init__(self, info: SubshellInfo, ref: ActorRef, guard: CellGuard) -> None:
+        self.info = info
+        self.ref = ref
+        self.guard = guard
+        self.ending = False
+        self.unjoinable = False
+        self.gone = trio.Event()
+
+    @property
+    def state(self) -> SubshellState:
+        """At this moment."""
+        if self.unjoinable:
+            return SubshellState.UNJOINABLE
+        if self.ending:
+            return SubshellState.DELETING
+        return SubshellState.IDLE if self.guard.running is None else SubshellState.BUSY
+
+
+class ControlHandler(Actor):
+    """See the module's first lines.
+
+    Args:
+        kernel: the author's object, for the subshells to come.
+        session: makes the replies.
+        receiver: verifies the requests.
+        socket: the ROUTER.
+        output: publishes busy and idle.
+        kernel_info: the content of every ``kernel_info_reply``.
+        on_shutdown: called when everything has been ended.
+        on_unjoinable: called at a shutdown, if something can't be ended; it may exit the process.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        session: WireSession,
+        receiver: Receiver,
+        socket: FramesSocket,
+        output: OutputPort,
+        kernel_info: dict[str, Any],
+        on_shutdown: Callable[[], None],
+        on_unjoinable: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._kernel = kernel
+        self._session = session
+        self._receiver = receiver
+        self._socket = socket
+        self._output = output
+        self._kernel_info = kernel_info
+        self._on_shutdown = on_shutdown
+        self._on_unjoinable = on_unjoinable
+        self._entries: dict[str | None, _Entry] = {}
+        self._adopted = trio.Event()
+        self._shutting_down = False
+        self._ended = trio.Event()
+
+    async def run(self, mailbox: Mailbox) -> None:
+        """Serve until cancelled."""
+        async with open_supervisor() as self._supervisor, trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._receive_requests)
+            async for letter in mailbox:
+                nursery.start_soon(self._handle, letter)
+
+    async def _handle(self, letter: Letter) -> None:
+        """Serve what was asked from inside this process; what was only told may fail in the log."""
+        try:
+            with letter.answering():
+                await self._serve_letter(letter)
+        except (TimeoutError, UnknownSubshell) as error:
+            _log.warning("%r: %s", letter.message, error)
+
+    async def _serve_letter(self, letter: Letter) -> None:
+        match letter.message:
+            case Adopt(subshell, guard, wiring):
+                self._wiring = wiring
+                await self._take_in(_Entry(SubshellInfo(None), subshell, guard))
+                self._adopted.set()
+                letter.reply()
+            case Create(host):
+                letter.reply(await self._create(host))
+            case Delete(subshell_id, timeout):
+                await self._delete(subshell_id, timeout)
+                letter.reply()
+            case Interrupt() as interrupt:
+                await self._interrupt(interrupt)
+                letter.reply()
+            case WatchDeadline(guard, generation, timeout):
+                await self._end_in_time(guard, generation, timeout)
+            case Shutdown(timeout):
+                await self._shut_down(timeout)
+                letter.reply()
+            case Describe():
+                letter.reply({key: entry.state for key, entry in self._entries.items()})
+
+    # --------------------------------------------------------------------- requests of clients
+
+    async def _receive_requests(self) -> None:
+        while True:
+            frames = await self._socket.receive()
+            try:
+                envelope = self._receiver.receive(frames)
+            except MalformedMessage as error:
+                _log.warning("dropped a message on the control channel: %s", error)
+                continue
+            self._nursery.start_soon(self._serve, envelope)
+
+    async def _serve(self, envelope: Envelope) -> None:
+        """Serve one request, between busy and idle; whatever goes wrong is its reply."""
+        self._output.status("busy", envelope.header)
+        try:
+            content = await self._reply_to(envelope.open())
+        except MalformedMessage as error:
+            content = error_content("MalformedMessage", error.detail)
+        except Exception as error:
+            _log.info("a %s has failed", envelope.header.msg_type, exc_info=error)
+            content = error_content(type(error).__name__, str(error))
+        frames = self._session.serialize(
+            reply_type(envelope.header.msg_type), content, parent=envelope, idents=envelope.idents
+        )
+        try:
+            self._socket.send_nowait(frames)
+        except trio.WouldBlock:
+            _log.warning("dropped a reply: its client doesn't read")
+        self._output.status("idle", envelope.header)
+        if envelope.header.msg_type == "shutdown_request":
+            self._on_shutdown()
+
+    async def _reply_to(self, request: Message) -> dict[str, Any]:
+        match request.header.msg_type:
+            case "kernel_info_request":
+                return self._kernel_info
+            case "interrupt_request":
+                subshell_id = request.field("subshell_id", str, None)
+                await self._interrupt(Interrupt(subshell_id, everywhere=subshell_id is None))
+                return {"status": "ok"}
+            case "shutdown_request":
+                restart = request.field("restart", bool, False)
+                await self._shut_down(SHUTDOWN_TIMEOUT)
+                return {"status": "ok", "restart": restart}
+            case "create_subshell_request" if self._kernel.subshells:
+                return {"status": "ok", "subshell_id": await self._create(None)}
+            case "delete_subshell_request" if self._kernel.subshells:
+                timeout = request.field("timeout", float, DELETE_TIMEOUT)
+                await self._delete(request.field("subshell_id", str), max(0.0, timeout))
+                return {"status": "ok"}
+            case "list_subshell_request" if self._kernel.subshells:
+                return self._list()
+            case other:
+                return unknown_type(other, "control")
+
+    def _list(self) -> dict[str, Any]:
+        children = {key: entry for key, entry in self._entries.items() if key is not None}
+        content: dict[str, Any] = {"status": "ok", "subshell_id": list(children)}
+        unjoinable = [key for key, entry in children.items() if entry.unjoinable]
+        if unjoinable:
+            content["unjoinable"] = unjoinable
+        return content
+
+    # --------------------------------------------------------------------------- create, delete
+
+    async def _create(self, host: Host | None) -> str:
+        await self._adopted.wait()
+        if self._shutting_down:
+            raise RuntimeError("the kernel is shutting down")
+        host = self._kernel.subshell_host if host is None else host
+        subshell_id = str(uuid.uuid4())
+        info = SubshellInfo(subshell_id)
+        guard = CellGuard()
+        subshell = Subshell(self._kernel, info, self._wiring, guard, AsyncRaiser)
+        ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
+        try:
+            await ref.ask(AreYouReady(), timeout=math.inf)
+        except ActorTerminated as error:
+            raise RuntimeError(
+                f"the subshell could not be set up: {error.__cause__ or error}"
+            ) from error
+        except BaseException:
+            ref.cancel()
+            raise
+        await self._take_in(_Entry(info, ref, guard))
+        return subshell_id
+
+    async def _spawn(self, subshell: Subshell, name: str, host: Host) -> ActorRef:
+        if isinstance(host, ThreadHost):
+            return await self._supervisor.spawn(
+                subshell, name=name, host=host, capacity=math.inf, on_failure=Stop()
+            )
+        ref: ActorRef = await self._wiring.nest.ask(Spawn(subshell, name), timeout=math.inf)
+        return ref
+
+    async def _take_in(self, entry: _Entry) -> None:
+        """The subshell serves requests: let the shell channel know, and watch over it."""
+        self._entries[entry.info.id] = entry
+        await self._wiring.shell.ask(AddRoute(entry.info.id, entry.ref), timeout=math.inf)
+        self._nursery.start_soon(self._forget_when_ended, entry)
+
+    async def _forget_when_ended(self, entry: _Entry) -> None:
+        """However a subshell ends, also by itself: nothing stays unanswered, and its id is gone."""
+        ended = await entry.ref.watch()
+        if ended.error is not None:
+            _log.error("subshell %s has died", entry.info.name, exc_info=ended.error)
+        await self._wiring.shell.ask(RemoveRoute(entry.info.id), timeout=math.inf)
+        await self._wiring.shell.ask(AbortPending(entry.info.id), timeout=math.inf)
+        del self._entries[entry.info.id]
+        entry.gone.set()
+
+    async def _delete(self, subshell_id: str, timeout: float) -> None:
+        entry = self._entries.get(subshell_id)
+        if entry is None:
+            raise UnknownSubshell(f"there is no subshell {subshell_id!r}")
+        if not await self._end(entry, EndReason.DELETED, timeout):
+            raise SubshellUnjoinable(
+                f"subshell {subshell_id!r} has not ended within {timeout:g} s: the cell that it runs "
+                "neither awaits nor computes in Python, so it is in a call that can't be "
+                "interrupted. The subshell takes no requests any more, and is joined as soon as "
+                "that call returns."
+            )
+
+    async def _end(self, entry: _Entry, reason: EndReason, timeout: float) -> bool:
+        """Cancel a subshell, and wait until it is joined; returns whether it is, in that time."""
+        if not entry.ending:
+            entry.ending = True
+            await self._wiring.shell.ask(RemoveRoute(entry.info.id), timeout=math.inf)
+            entry.guard.close(reason)
+            entry.ref.cancel()
+        with trio.move_on_after(timeout):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_climb, entry.guard, reason, timeout)
+                await entry.gone.wait()
+                nursery.cancel_scope.cancel()
+        if entry.gone.is_set():
+            return True
+        entry.unjoinable = True
+        running = entry.guard.running
+        keep = running if isinstance(running, int) else None
+        await self._wiring.shell.ask(AbortPending(entry.info.id, keep), timeout=math.inf)
+        return False
+
+    # ---------------------------------------------------------------------- interrupt, deadlines
+
+    async def _interrupt(self, interrupt: Interrupt) -> None:
+        if interrupt.everywhere:
+            entries = list(self._entries.values())
+        elif interrupt.subshell_id in self._entries:
+            entries = [self._entries[interrupt.subshell_id]]
+        else:
+            raise UnknownSubshell(f"there is no subshell {interrupt.subshell_id!r}")
+        stuck: list[str] = []
+
+        async def one(entry: _Entry, generation: int) -> None:
+            if not await end_cell(
+                entry.guard, generation, EndReason.INTERRUPTED, deadline=interrupt.timeout
+            ):
+                stuck.append(entry.info.name)
+
+        async with trio.open_nursery() as nursery:
+            for entry in entries:
+                nursery.start_soon(one, entry, entry.guard.generation)
+        if stuck:
+            raise TimeoutError(
+                f"what runs in {', '.join(sorted(stuck))} has not ended within "
+                f"{interrupt.timeout:g} s: it is in a call that can't be interrupted"
+            )
+
+    async def _end_in_time(self, guard: CellGuard, generation: int, timeout: float) -> None:
+        ended = guard.watch(generation)
+        if ended is None:
+            return
+        with trio.move_on_after(timeout):
+            await ended.wait()
+            return
+        await end_cell(guard, generation, EndReason.TIMED_OUT, deadline=math.inf)
+
+    # --------------------------------------------------------------------------------- shutdown
+
+    async def _shut_down(self, timeout: float) -> None:
+        """End every subshell, the main shell last to be forgotten; again: wait for that."""
+        if self._shutting_down:
+            await self._ended.wait()
+            return
+        self._shutting_down = True
+        joined: list[bool] = []
+
+        async def end(entry: _Entry) -> None:
+            joined.append(await self._end(entry, EndReason.SHUTDOWN, timeout))
+
+        async with trio.open_nursery() as nursery:
+            for entry in list(self._entries.values()):
+                nursery.start_soon(end, entry)
+        if not all(joined):
+            names = ", ".join(entry.info.name for entry in self._entries.values())
+            _log.error("the kernel shuts down although these can't be ended: %s", names)
+            self._nursery.start_soon(self._on_unjoinable)
+        self._ended.set()
+
+
+async def _climb(guard: CellGuard, reason: EndReason, deadline: float) -> None:
+    """End the cell that runs; no other one starts, as the guard is closed."""
+    await end_cell(guard, guard.generation, reason, deadline=deadline)

@@ -1,0 +1,14 @@
+"""What the calls on a running kernel raise."""
+
+from __future__ import annotations
+
+
+class UnknownSubshell(LookupError):
+    """There is no subshell of that id: it was never created, or it has been deleted."""
+
+
+class SubshellUnjoinable(TimeoutError):
+    """A subshell could not be ended in the time it was given: it is in a call that doesn't return.
+
+    It takes no requests any more, and is joined as soon as that call returns.
+    """

@@ -1,0 +1,328 @@
+"""How a running cell is ended from another thread, and nothing but that cell.
+
+Theory. A subshell runs one cell at a time; each gets a *generation*, a number that is never reused.
+Whoever wants to end it names the generation, so a wish that comes too late hits nothing. The
+`CellGuard` of a subshell is what both sides share: the subshell, which enters and leaves cells, and
+the ladder (`_ladder`), which runs in the kernel's I/O thread and never runs user code.
+
+A cell that awaits is ended by its cancel scope. One that computes has to be hit by an exception out
+of nowhere (`KeyboardInterrupt`), and that is only safe while the cell's own code is on top of the
+stack: in the scheduler, or in our code, it would wreck the loop. So the cell's coroutine is stepped
+by `_drive`, which *arms* the guard right before a step and disarms it right after; what the cell
+calls of ours disarms it meanwhile (`protected`).
+
+Arming takes no lock, as it happens at every step. Raising and disarming settle who was first thus:
+
+    the ladder                        the cell's thread
+    ----------                        -----------------
+    raised = True                     armed = False
+    if armed: raise in the thread     if raised: withdraw, under the lock
+    else: raised = False
+
+the left column under the lock. Either the ladder sees that the guard is not armed, or the cell's
+thread sees that something was raised, waits for the lock, and withdraws what has not struck yet.
+
+CPython delivers such an exception only at certain points: when a function is entered, at a jump
+backwards, after a call. `_drive` has none of them between arming and disarming, other than in the
+cell's own code: that's why it steps the coroutine in that peculiar way, with ``out[:] = steps``. So
+nothing that the coroutine yields can get lost on its way to trio.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from types import TracebackType, coroutine
+from typing import Any, Protocol, TypeVar
+
+import attrs
+import outcome
+import trio
+
+from ..actors import Promise
+
+T = TypeVar("T")
+
+
+class EndReason(enum.Enum):
+    """Why a cell is being ended. The value is the error's name in its reply."""
+
+    INTERRUPTED = "KeyboardInterrupt"
+    TIMED_OUT = "CellTimeout"
+    DELETED = "SubshellDeleted"
+    SHUTDOWN = "KernelShutdown"
+
+
+class Raiser(Protocol):
+    """Raises `KeyboardInterrupt` in the thread of a running cell."""
+
+    def strike(self) -> None:
+        """Raise it there, as soon as may be. Called from another thread."""
+
+    def withdraw(self) -> None:
+        """Take back what has not struck yet. Called in that thread."""
+
+
+@attrs.frozen
+class CellEnded(Exception):
+    """What `CellGuard.run` raises for a cell that was ended from outside."""
+
+    reason: EndReason
+    started: bool = True
+
+
+class CellGuard:
+    """What a subshell and whoever may end its cells have in common. See the module's theory."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        """Of the running cell, or of the last one."""
+        self.running: object | None = None
+        """What the caller of `run` said it is, while a cell runs."""
+        self._armed = False
+        self._raised = False
+        self._wanted = False
+        self._thread = 0
+        self._protection = Protection(self)
+        self._lock = threading.Lock()
+        self._raiser: Raiser | None = None
+        self._reason: EndReason | None = None
+        self._closed: EndReason | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._scope = trio.CancelScope()
+        self._cancellers: list[Callable[[], object]] = []
+        self._watchers: list[Promise[None]] = []
+
+    # ---------------------------------------------------------------- in the subshell's thread
+
+    async def run(
+        self,
+        body: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        what: object,
+        raiser: Raiser,
+    ) -> T:
+        """Run a cell's code; the generation is new.
+
+        Args:
+            body: the code.
+            what: tells others what runs.
+            raiser: how to interrupt this thread.
+
+        Raises:
+            CellEnded: it was ended from outside, or not even started as the guard is closed.
+            BaseException: what the code raised by itself.
+        """
+        with trio.CancelScope() as scope:
+            with self._lock:
+                if self._closed is not None:
+                    raise CellEnded(self._closed, started=False)
+                self.generation += 1
+                self.running = what
+                self._reason = None
+                self._raiser = raiser
+                self._scope = scope
+                self._token = trio.lowlevel.current_trio_token()
+            try:
+                return await _drive(body(), self)
+            except BaseException as error:
+                if self._reason is not None and _is_end(error):
+                    raise CellEnded(self._reason) from error
+                raise
+            finally:
+                self._finish()
+        assert scope.cancelled_caught
+        raise CellEnded(self._reason or EndReason.INTERRUPTED)
+
+    def _finish(self) -> None:
+        with self._lock:
+            self.running = None
+            self._raiser = None
+            self._cancellers.clear()
+            watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher.resolve(outcome.Value(None))
+
+    def settle(self) -> None:
+        """The cell's code is off the stack, but something was raised meanwhile: withdraw it."""
+        with self._lock:
+            if self._raiser is not None:
+                self._raiser.withdraw()
+            self._raised = False
+
+    def protected(self) -> Protection:
+        """A block, in what the cell's code calls of ours, within which nothing strikes.
+
+        What was to strike meanwhile is raised at the block's end. Entered by other threads than the
+        cell's, or while no cell runs, it does nothing.
+        """
+        return self._protection
+
+    @contextmanager
+    def canceller(self, canceller: Callable[[], object]) -> Iterator[None]:
+        """Within this block, ending the cell begins by calling `canceller`."""
+        with self.protected(), self._lock:
+            self._cancellers.append(canceller)
+        try:
+            yield
+        finally:
+            with self.protected(), self._lock:
+                if canceller in self._cancellers:
+                    self._cancellers.remove(canceller)
+
+    # ------------------------------------------------------------------- in the ladder's thread
+
+    def begin_end(self, generation: int, reason: EndReason) -> Promise[None] | None:
+        """Announce that the cell is to be ended; returns what resolves when it has ended.
+
+        None: it is not running any more.
+        """
+        ended = self.watch(generation)
+        if ended is not None:
+            with self._lock:
+                if self._is_running(generation) and self._closed is None:
+                    self._reason = reason
+        return ended
+
+    def close(self, reason: EndReason) -> None:
+        """No cell starts any more; what is running stays as it is."""
+        with self._lock:
+            self._closed = reason
+            if self.running is not None:
+                self._reason = reason
+
+    @property
+    def closed(self) -> EndReason | None:
+        """Why no cell starts any more, if so."""
+        return self._closed
+
+    def watch(self, generation: int) -> Promise[None] | None:
+        """What resolves when that cell has ended; None if it doesn't run."""
+        ended: Promise[None] = Promise()
+        with self._lock:
+            if not self._is_running(generation):
+                return None
+            self._watchers = [each for each in self._watchers if not each.abandoned]
+            self._watchers.append(ended)
+        return ended
+
+    def cancellers(self, generation: int) -> list[Callable[[], object]]:
+        """Rung 0: what the author registered for this cell."""
+        with self._lock:
+            return list(self._cancellers) if self._is_running(generation) else []
+
+    def cancel(self, generation: int) -> None:
+        """Rung 1: cancel the cell's scope."""
+        with self._lock:
+            if not self._is_running(generation) or self._token is None:
+                return
+            scope, token = self._scope, self._token
+        try:
+            token.run_sync_soon(scope.cancel)
+        except trio.RunFinishedError:
+            return  # its loop has ended, and the cell with it
+
+    def strike(self, generation: int) -> bool:
+        """Rung 2: raise `KeyboardInterrupt` in the cell, if its code is on top of the stack now."""
+        with self._lock:
+            if not self._is_running(generation) or self._raiser is None:
+                return False
+            raised_before, self._raised = self._raised, True
+            if not self._armed:
+                self._raised = raised_before
+                self._wanted = True
+                return False
+            self._raiser.strike()
+            return True
+
+    def _is_running(self, generation: int) -> bool:
+        return self.running is not None and self.generation == generation
+
+
+def _is_end(error: BaseException) -> bool:
+    """Whether an exception is what our ending a cell looks like when it leaves the cell."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_end(each) for each in error.exceptions)
+    return isinstance(error, KeyboardInterrupt)
+
+
+class Protection:
+    """See `CellGuard.protected`. One per guard, reused: publishing goes through it all the time."""
+
+    __slots__ = ("_depth", "_guard")
+
+    def __init__(self, guard: CellGuard) -> None:
+        self._guard = guard
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        guard = self._guard
+        if guard._thread != threading.get_ident():
+            return
+        if self._depth == 0 and not guard._armed:
+            return
+        self._depth += 1
+        guard._armed = False
+        while guard._raised:
+            try:
+                guard.settle()
+            except KeyboardInterrupt:
+                guard._wanted = True
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        guard = self._guard
+        if self._depth == 0 or guard._thread != threading.get_ident():
+            return
+        self._depth -= 1
+        if self._depth == 0:
+            if guard._wanted:
+                guard._wanted = False
+                guard._armed = True
+                raise KeyboardInterrupt
+            guard._armed = True
+
+
+@coroutine
+def _drive(body: Coroutine[Any, Any, T], guard: CellGuard) -> Generator[Any, Any, T]:
+    """Step a coroutine as ``yield from`` would, with the guard armed during each step."""
+    result: list[T] = []
+
+    async def finishing() -> None:
+        result.append(await body)
+
+    stepped = finishing()
+    guard._thread = threading.get_ident()
+    out: list[Any] = []
+    steps: Iterator[Any] = map(stepped.send, (None,))
+    while True:
+        try:
+            guard._armed = True
+            out[:] = steps
+        finally:
+            guard._armed = False
+            while guard._raised:
+                try:
+                    guard.settle()
+                except KeyboardInterrupt:
+                    # It struck after the cell's code. Either that has ended, or it awaits, and then
+                    # the cancelled scope ends it: the strike isn't needed any more.
+                    continue
+            guard._wanted = False
+        if not out:
+            return result[0]
+        try:
+            sent = yield out.pop()
+        except GeneratorExit:
+            stepped.close()
+            raise
+        except BaseException as error:
+            steps = map(stepped.throw, (error,))
+        else:
+            steps = map(stepped.send, (sent,))

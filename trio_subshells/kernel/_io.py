@@ -1,0 +1,187 @@
+"""The kernel's I/O thread: everything that must answer whatever the user's code does.
+
+One actor on a thread of its own. It owns the sockets that clients connect to, and is the supervisor of
+the actors that serve them: the shell channel, the control handler, stdin and iopub. None of them runs
+a kernel author's code, so this thread's loop is never blocked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+import attrs
+import trio
+import zmq
+
+from ..actors import Actor, ActorRef, Mailbox, Restart, open_supervisor
+from ..sockets import Context, Socket, SocketOptions, open_heartbeat_device, open_iopub_device
+from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
+from ._control import ControlHandler
+from ._iopub import IOPub
+from ._kernel import Kernel
+from ._messages import FlushLater
+from ._output import OutputPort
+from ._shell import ShellChannel
+from ._stdin import StdinChannel
+
+LINGER_MS = 1000
+"""How long the last replies and outputs may take to leave the process."""
+
+
+@attrs.frozen
+class WhatIsThere:
+    """Asked once, by whoever started the thread; answered with `IOParts`."""
+
+
+@attrs.frozen
+class IOParts:
+    """What the I/O thread has set up.
+
+    Attributes:
+        urls: where each channel listens.
+        publisher_url: where the iopub device takes messages.
+        shell: the shell channel.
+        control: the control handler.
+        stdin: the stdin channel.
+        iopub: the iopub actor.
+        io_token: of this thread's loop.
+    """
+
+    urls: Mapping[Channel, str]
+    publisher_url: str
+    shell: ActorRef
+    control: ActorRef
+    stdin: ActorRef
+    iopub: ActorRef
+    io_token: trio.lowlevel.TrioToken
+
+
+class IOThread(Actor):
+    """See the module's first lines.
+
+    Args:
+        kernel: the author's object.
+        context: for the sockets.
+        session: makes and verifies messages.
+        urls: where each channel is to listen; the heartbeat may be left out.
+        options: of all sockets that clients connect to.
+        on_shutdown: called, in this thread, when a client has shut the kernel down.
+        on_unjoinable: called, in this thread, if something can't be ended then.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        context: Context,
+        session: WireSession,
+        urls: Mapping[Channel, str],
+        options: SocketOptions,
+        on_shutdown: Callable[[], None],
+        on_unjoinable: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._kernel = kernel
+        self._context = context
+        self._session = session
+        self._urls = urls
+        self._options = options
+        self._on_shutdown = on_shutdown
+        self._on_unjoinable = on_unjoinable
+
+    async def run(self, mailbox: Mailbox) -> None:
+        """Set everything up, tell, and stay until cancelled."""
+        session, kernel = self._session, self._kernel
+        urls = dict(self._urls)
+        async with AsyncExitStack() as stack:
+            device = await stack.enter_async_context(
+                open_iopub_device(self._context, urls["iopub"], **self._options)
+            )
+            urls["iopub"] = device.url
+            if "hb" in urls:
+                heartbeat = await stack.enter_async_context(
+                    open_heartbeat_device(urls["hb"], **self._options)
+                )
+                urls["hb"] = heartbeat.url
+            routers: dict[Channel, Socket] = {}
+            for channel in ("control", "stdin", "shell"):
+                routers[channel] = stack.enter_context(self._open_router(channel))
+                urls[channel] = routers[channel].bind(urls[channel])
+            supervisor = await stack.enter_async_context(open_supervisor())
+            iopub = await supervisor.spawn(
+                IOPub(session, device.publisher),
+                name="iopub",
+                capacity=1000,
+                on_failure=Restart(),
+            )
+            output = OutputPort(
+                session, device.publisher, lambda port: iopub.tell_nowait(FlushLater(port))
+            )
+            output.status("starting", None)
+            receiver = session.receiver()
+            kernel_info = describe(kernel)
+            stdin = await supervisor.spawn(
+                StdinChannel(session, receiver, routers["stdin"]),
+                name="stdin",
+                on_failure=Restart(),
+            )
+            control = await supervisor.spawn(
+                ControlHandler(
+                    kernel,
+                    session,
+                    receiver,
+                    routers["control"],
+                    output,
+                    kernel_info,
+                    self._on_shutdown,
+                    self._on_unjoinable,
+                ),
+                name="control",
+                capacity=1000,
+            )
+            # Answers are as many as the requests that are pending, and those are bounded.
+            shell = await supervisor.spawn(
+                ShellChannel(session, receiver, routers["shell"], output, kernel_info, control),
+                name="shell",
+                capacity=math.inf,
+            )
+            async for letter in mailbox:
+                if isinstance(letter.message, WhatIsThere):
+                    letter.reply(
+                        IOParts(
+                            {channel: urls[channel] for channel in CHANNELS if channel in urls},
+                            device.publisher_url,
+                            shell,
+                            control,
+                            stdin,
+                            iopub,
+                            trio.lowlevel.current_trio_token(),
+                        )
+                    )
+
+    def _open_router(self, channel: Channel) -> Socket:
+        # A client that reconnects under its old identity is to get its replies.
+        options: SocketOptions = {
+            "linger": LINGER_MS,
+            "router_handover": True,
+            "sndhwm": 100_000,
+            **self._options,
+        }
+        return self._context.socket(zmq.ROUTER, name=channel, **options)
+
+
+def describe(kernel: Kernel) -> dict[str, Any]:
+    """The content of a ``kernel_info_reply``."""
+    features = [*(["kernel subshells"] if kernel.subshells else []), *kernel.supported_features]
+    return {
+        "status": "ok",
+        "protocol_version": PROTOCOL_VERSION,
+        "implementation": kernel.implementation,
+        "implementation_version": kernel.implementation_version,
+        "language_info": kernel.language_info.content(),
+        "banner": kernel.banner,
+        "help_links": [attrs.asdict(link) for link in kernel.help_links],
+        "debugger": "debugger" in features,
+        "supported_features": features,
+    }

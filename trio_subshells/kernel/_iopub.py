@@ -1,0 +1,67 @@
+"""The iopub actor: welcomes subscribers (JEP 65), and sends in time what streams have gathered.
+
+The messages themselves don't pass through it: every subshell publishes into the iopub device, which is
+native and needs no Python.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import trio
+
+from ..actors import Actor, Mailbox
+from ..sockets import Subscription
+from ..wire import WireSession
+from ._messages import FlushLater
+from ._output import GATHERING_TIME, FramesPublisher, OutputPort
+
+
+class SubscriptionsPublisher(FramesPublisher, Protocol):
+    """A publisher that is notified of every subscription."""
+
+    async def receive_subscription(self) -> Subscription:
+        """Wait for the next one."""
+
+
+class IOPub(Actor):
+    """See the module's first lines.
+
+    Args:
+        session: makes the welcomes.
+        publisher: sends them, and tells who has subscribed.
+    """
+
+    def __init__(self, session: WireSession, publisher: SubscriptionsPublisher) -> None:
+        self._session = session
+        self._publisher = publisher
+
+    async def run(self, mailbox: Mailbox) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._welcome)
+            async for letter in mailbox:
+                match letter.message:
+                    case FlushLater(output):
+                        nursery.start_soon(_flush_in_time, output)
+
+    async def _welcome(self) -> None:
+        while True:
+            subscription = await self._publisher.receive_subscription()
+            if not subscription.subscribed:
+                continue
+            try:
+                topic = subscription.topic.decode("utf-8")
+            except UnicodeDecodeError:
+                continue  # JEP 65: a subscription that isn't UTF-8 is ignored
+            # The topic itself is the prefix, or its subscriber wouldn't get it.
+            self._publisher.publish(
+                self._session.serialize(
+                    "iopub_welcome", {"subscription": topic}, idents=(subscription.topic,)
+                )
+            )
+
+
+async def _flush_in_time(output: OutputPort) -> None:
+    await trio.sleep(GATHERING_TIME)
+    output.flush()

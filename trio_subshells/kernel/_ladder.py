@@ -1,0 +1,61 @@
+"""The ladder: how a running cell is ended, one rung after the other.
+
+0. The author's own cancellers (`Cell.on_cancel`): they end a call that knows how to be ended.
+1. The cell's scope is cancelled: ends everything that awaits.
+2. `KeyboardInterrupt` is raised in the cell's thread: ends what computes in Python.
+3. It is still there at the deadline (a call into C that doesn't return): that is reported.
+
+It runs in the kernel's I/O thread, never in the cell's.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from ._guard import CellGuard, EndReason
+
+_log = logging.getLogger("trio_subshells.kernel")
+
+FIRST_PAUSE: Final = 0.02
+"""Seconds that a cell has for each of the first two rungs to take effect."""
+LONGEST_PAUSE: Final = 0.25
+"""Seconds between later attempts: a cell may have caught the first `KeyboardInterrupt`."""
+
+
+async def end_cell(
+    guard: CellGuard, generation: int, reason: EndReason, *, deadline: float
+) -> bool:
+    """End the cell of that generation; returns whether it has ended, whatever of.
+
+    Cancelled, it stops trying: the cell may end or not.
+
+    Args:
+        guard: of the subshell that it runs in.
+        generation: of the cell that is meant. If another one runs by now, it is left alone.
+        reason: what the cell's reply says.
+        deadline: in seconds from now.
+    """
+    ended = guard.begin_end(generation, reason)
+    if ended is None:
+        return True
+    pause = FIRST_PAUSE
+    with trio.move_on_after(deadline):
+        while True:
+            for canceller in guard.cancellers(generation):
+                try:
+                    canceller()
+                except Exception:
+                    _log.exception("a canceller of a cell has failed")
+            guard.cancel(generation)
+            with trio.move_on_after(pause):
+                await ended.wait()
+                return True
+            guard.strike(generation)
+            with trio.move_on_after(pause):
+                await ended.wait()
+                return True
+            pause = min(2 * pause, LONGEST_PAUSE)
+    return ended.resolved

@@ -1,0 +1,171 @@
+"""A kernel as a whole program: ``python my_kernel.py -f connection.json``, ``... install``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import trio
+import zmq
+
+from ..wire import ConnectionInfo, InvalidConnectionInfo
+from ._install import install_kernelspec, uninstall_kernelspec
+from ._kernel import Kernel
+from ._raisers import SignalRaiser
+from ._running import RunningKernel, serve
+
+SWITCH_INTERVAL: Final = 0.0005
+"""Seconds. While one thread computes, each hop of a request to another waits for the interpreter's
+lock, for as long as this: at Python's default of 5 ms, a busy cell slows all other subshells down."""
+
+LAST_WORDS: Final = 0.25
+"""Seconds that the last replies have to leave a process that has to be ended by force."""
+
+
+def main(
+    make_kernel: Callable[[], Kernel],
+    argv: Sequence[str] | None = None,
+    *,
+    command: Sequence[str] | None = None,
+) -> NoReturn:
+    """Run a kernel author's program; in the main thread. It ends by `SystemExit`.
+
+    ``-f FILE`` serves the kernel at a connection file, ``install`` and ``uninstall`` let Jupyter
+    know it. SIGINT interrupts what runs, in every subshell.
+
+    Args:
+        make_kernel: the `Kernel` subclass, or a function that makes the kernel.
+        argv: the command line; that of the process by default.
+        command: what starts this program, for the kernelspec; by default this Python with this
+            script.
+    """
+    parser = _parser()
+    options = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    match options.action:
+        case "install":
+            _exit(partial(_install, make_kernel, options, command))
+        case "uninstall":
+            _exit(partial(_uninstall, make_kernel, options))
+        case _ if options.connection_file is None:
+            parser.error("say where to listen: -f CONNECTION_FILE (Jupyter does); or install")
+        case _:
+            _exit(partial(_serve, make_kernel, options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="A Jupyter kernel.")
+    parser.add_argument("-f", dest="connection_file", metavar="FILE", help="connection file")
+    parser.add_argument("--debug", action="store_true", help="log what happens, to stderr")
+    actions = parser.add_subparsers(dest="action", metavar="install | uninstall")
+    for action, text in (
+        ("install", "let Jupyter know this kernel"),
+        ("uninstall", "let Jupyter forget it"),
+    ):
+        sub = actions.add_parser(action, help=text, description=text)
+        sub.add_argument("--name", help="of the kernelspec; by default the implementation's name")
+        where = sub.add_mutually_exclusive_group()
+        where.add_argument("--user", action="store_true", help="for this user (the default)")
+        where.add_argument("--sys-prefix", action="store_true", help="for this Python environment")
+        where.add_argument("--prefix", help="under this directory, in share/jupyter/kernels")
+    return parser
+
+
+def _exit(action: Callable[[], None]) -> NoReturn:
+    """Run, and exit; what the user can mend is a line, not a traceback."""
+    try:
+        action()
+    except (InvalidConnectionInfo, OSError, ValueError, LookupError, zmq.ZMQError) as error:
+        logging.getLogger("trio_subshells").debug("the kernel could not start", exc_info=error)
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    sys.exit(0)
+
+
+def _where(options: argparse.Namespace) -> dict[str, Any]:
+    return {"prefix": options.prefix, "sys_prefix": options.sys_prefix}
+
+
+def _install(
+    make_kernel: Callable[[], Kernel],
+    options: argparse.Namespace,
+    command: Sequence[str] | None,
+) -> None:
+    kernel = make_kernel()
+    name = options.name or kernel.implementation.lower()
+    script = [sys.executable, os.path.abspath(sys.argv[0])]
+    spec = {
+        "display_name": kernel.implementation,
+        "language": kernel.language_info.name,
+        "interrupt_mode": "message",
+        **kernel.kernelspec,
+        "argv": [*(command or script), "-f", "{connection_file}"],
+    }
+    print(f"Installed {name} in {install_kernelspec(name, spec, **_where(options))}")
+
+
+def _uninstall(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> None:
+    name = options.name or make_kernel().implementation.lower()
+    print(f"Removed {uninstall_kernelspec(name, **_where(options))}")
+
+
+def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if options.debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    connection = ConnectionInfo.from_file(options.connection_file)
+    sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
+    raiser = SignalRaiser()
+    interrupter = _Interrupter()
+    with raiser.installed(interrupter):
+        trio.run(_serve_until_shut_down, make_kernel(), connection, raiser, interrupter)
+
+
+class _Interrupter:
+    """What a user's SIGINT does: the same as an ``interrupt_request``.
+
+    A signal handler may run in the middle of anything, so it only leaves word with the loop of the
+    I/O thread, which trio lets it do.
+    """
+
+    def __init__(self) -> None:
+        self._interrupt: Callable[[], None] | None = None
+
+    def connect(self, running: RunningKernel) -> None:
+        self._interrupt = running.interrupt_soon
+
+    def __call__(self) -> None:
+        if self._interrupt is None:
+            raise KeyboardInterrupt  # nothing runs yet: it is the start that is interrupted
+        self._interrupt()
+
+
+async def _serve_until_shut_down(
+    kernel: Kernel, connection: ConnectionInfo, raiser: SignalRaiser, interrupter: _Interrupter
+) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[RunningKernel]) -> None:
+            await serve(
+                kernel,
+                connection,
+                task_status=task_status,
+                make_raiser=lambda: raiser,
+                on_unjoinable=_leave_by_force,
+            )
+
+        interrupter.connect(await nursery.start(run))
+
+
+async def _leave_by_force() -> None:
+    """The kernel is shut down, but a thread is stuck in a call that doesn't return."""
+    await trio.sleep(LAST_WORDS)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    os._exit(0)

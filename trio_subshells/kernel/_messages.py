@@ -1,0 +1,211 @@
+"""What the actors of a kernel say to each other. Everything here is immutable.
+
+Who understands what::
+
+    client ──frames──▶ shell channel ──Work──▶ subshell ──Answer──▶ shell channel ──frames──▶ client
+    client ──frames──▶ control handler ──AddRoute, RemoveRoute, AbortPending──▶ shell channel
+    subshell ──Prompt──▶ stdin channel           subshell ──FlushLater──▶ iopub
+    subshell handle ──Submit──▶ shell channel    subshell handle ──Create, Delete, ...──▶ control handler
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ..actors import ActorRef, Host
+from ..wire import Envelope, Header, Message
+
+if TYPE_CHECKING:
+    from ._guard import CellGuard
+    from ._output import OutputPort
+    from ._subshell import Subshell, Wiring
+
+
+def error_content(ename: str, evalue: str, traceback: list[str] | None = None) -> dict[str, Any]:
+    """The content of an error reply."""
+    return {"status": "error", "ename": ename, "evalue": evalue, "traceback": traceback or []}
+
+
+def reply_type(request_type: str) -> str:
+    """``execute_request`` → ``execute_reply``."""
+    return f"{request_type.removesuffix('_request')}_reply"
+
+
+# ------------------------------------------------------------------------------ to a subshell
+
+
+@attrs.frozen
+class Work:
+    """A request for a subshell.
+
+    Attributes:
+        key: the shell channel's own number for it; 0 for a message that isn't answered (comms).
+        request: what was received, or made by a handle.
+        output_parent: whose child its output is; usually the request itself.
+        internal: the answer goes to a handle in this process.
+    """
+
+    key: int
+    request: Envelope | Message
+    output_parent: Header
+    internal: bool = False
+
+
+@attrs.frozen
+class AreYouReady:
+    """Asked of a new subshell; answered once it can serve requests."""
+
+
+# ---------------------------------------------------------------------------- to shell channel
+
+
+@attrs.frozen
+class Answer:
+    """A subshell has served a request.
+
+    Attributes:
+        key: of the `Work`.
+        frames: the reply, for a client.
+        content: the reply's content, for a handle in this process.
+    """
+
+    key: int
+    frames: list[bytes] | None = None
+    content: dict[str, Any] | None = None
+
+
+@attrs.frozen
+class Submit:
+    """Asked by a handle: serve this request; answered with the reply's content."""
+
+    request: Message
+    output_parent: Header
+
+
+@attrs.frozen
+class AddRoute:
+    """Asked by the control handler: from now on, requests for this subshell go there."""
+
+    subshell_id: str | None
+    subshell: ActorRef
+
+
+@attrs.frozen
+class RemoveRoute:
+    """Asked by the control handler: requests for this subshell are errors from now on."""
+
+    subshell_id: str | None
+
+
+@attrs.frozen
+class AbortPending:
+    """Asked by the control handler: answer all that this subshell hasn't answered with ``aborted``.
+
+    Attributes:
+        subshell_id: of the subshell, which takes no requests any more.
+        keep: the key of the `Work` that it may still answer itself, as it is stuck in it.
+    """
+
+    subshell_id: str | None
+    keep: int | None = None
+
+
+@attrs.frozen
+class TakeWhatIsThere:
+    """Asked by a subshell before it aborts its queue: route what has reached the socket by now."""
+
+
+# -------------------------------------------------------------------------- to control handler
+
+
+@attrs.frozen
+class Adopt:
+    """Asked once, at the start: here is the main shell, and what all subshells are given."""
+
+    subshell: ActorRef
+    guard: CellGuard
+    wiring: Wiring
+
+
+@attrs.frozen
+class Create:
+    """Asked by a handle's maker: create a subshell; answered with its id.
+
+    Attributes:
+        host: where it is to live; None for the kernel's own choice.
+    """
+
+    host: Host | None = None
+
+
+@attrs.frozen
+class Delete:
+    """Asked by a handle: delete a subshell; answered when it has been joined."""
+
+    subshell_id: str
+    timeout: float
+
+
+@attrs.frozen
+class Interrupt:
+    """Asked by a handle, or told by a signal: interrupt what runs.
+
+    Attributes:
+        subshell_id: in this subshell alone, if `everywhere` is false.
+        everywhere: in every subshell, the main shell included.
+    """
+
+    subshell_id: str | None = None
+    everywhere: bool = True
+    timeout: float = 5.0
+
+
+@attrs.frozen
+class WatchDeadline:
+    """Told by a subshell that has begun to execute a cell with a timeout, in seconds."""
+
+    guard: CellGuard
+    generation: int
+    timeout: float
+
+
+@attrs.frozen
+class Shutdown:
+    """Asked by the kernel's scope at its end, or forwarded by the shell channel: end everything."""
+
+    timeout: float
+
+
+@attrs.frozen
+class Describe:
+    """Asked by whoever wants to see it: the state of each subshell."""
+
+
+# ---------------------------------------------------------------------------------- to others
+
+
+@attrs.frozen
+class Spawn:
+    """Asked of the nest in the main shell's loop: spawn this subshell there."""
+
+    subshell: Subshell
+    name: str
+
+
+@attrs.frozen
+class Prompt:
+    """Asked by a cell: get a line of text from the client; answered with the text."""
+
+    idents: tuple[bytes, ...]
+    parent: Header
+    text: str
+    password: bool
+
+
+@attrs.frozen
+class FlushLater:
+    """Told by an output port: call its `flush` when the gathering time is over."""
+
+    output: OutputPort

@@ -1,0 +1,77 @@
+"""The two ways to raise `KeyboardInterrupt` in a thread that computes: see `_guard`.
+
+`AsyncRaiser` works in every thread; it strikes between two bytecodes, so a thread that is blocked in a
+system call is struck when the call returns. `SignalRaiser` is for the main thread of a process that is
+a kernel: a signal interrupts blocking system calls as well.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import attrs
+
+
+@attrs.frozen
+class AsyncRaiser:
+    """Raises in one thread through ``PyThreadState_SetAsyncExc``."""
+
+    thread: int = attrs.field(factory=threading.get_ident)
+
+    def strike(self) -> None:
+        """Raise it at the thread's next bytecode."""
+        self._set(ctypes.py_object(KeyboardInterrupt))
+
+    def withdraw(self) -> None:
+        """Take back what has not been raised yet."""
+        self._set(None)
+
+    def _set(self, error: ctypes.py_object[type[KeyboardInterrupt]] | None) -> None:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread), error)
+
+
+class SignalRaiser:
+    """Raises in the main thread through a signal (SIGINT), which it tells from the user's own."""
+
+    def __init__(self) -> None:
+        self._pending = False
+
+    def strike(self) -> None:
+        """Interrupt the main thread, a blocking system call included."""
+        self._pending = True
+        if hasattr(signal, "pthread_kill"):
+            ident = threading.main_thread().ident
+            assert ident is not None
+            signal.pthread_kill(ident, signal.SIGINT)
+        else:  # Windows: sets the event that its time.sleep() waits for
+            signal.raise_signal(signal.SIGINT)
+
+    def withdraw(self) -> None:
+        """Take back what has not been raised yet."""
+        self._pending = False
+
+    @contextmanager
+    def installed(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
+        """Handle SIGINT within this block; in the main thread.
+
+        Args:
+            on_interrupt: called, in the main thread, for every SIGINT that isn't our own. It may
+                strike anywhere, so it must be as reentrant as a signal handler has to be.
+        """
+
+        def handle(signal_number: int, frame: FrameType | None) -> None:
+            if self._pending:
+                self._pending = False
+                raise KeyboardInterrupt
+            on_interrupt()
+
+        before = signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

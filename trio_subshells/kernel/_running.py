@@ -1,0 +1,459 @@
+"""A running kernel, seen from its own process: `open_kernel`, `serve`, and the handles of subshells."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import attrs
+import trio
+
+from ..actors import (
+    Actor,
+    ActorRef,
+    ActorTerminated,
+    Host,
+    Mailbox,
+    Stop,
+    Supervisor,
+    SystemStatistics,
+    TaskHost,
+    ThreadHost,
+    open_supervisor,
+    open_system,
+)
+from ..sockets import InprocTransport, SocketOptions, open_context
+from ..wire import Channel, ConnectionInfo, Header, WireSession
+from ._control import DELETE_TIMEOUT, INTERRUPT_TIMEOUT, SubshellState
+from ._errors import UnknownSubshell
+from ._guard import CellGuard, Raiser
+from ._io import IOParts, IOThread, WhatIsThere
+from ._kernel import Kernel
+from ._messages import (
+    Adopt,
+    AreYouReady,
+    Create,
+    Delete,
+    Describe,
+    Interrupt,
+    Shutdown,
+    Spawn,
+    Submit,
+)
+from ._raisers import AsyncRaiser
+from ._shell import SHUTDOWN_TIMEOUT
+from ._subshell import Subshell, Wiring, place
+from ._types import ExecuteReply, SubshellInfo
+
+_log = logging.getLogger("trio_subshells.kernel")
+
+
+class _Nest(Actor):
+    """Lives in the main shell's loop, and spawns the subshells that are to live there too."""
+
+    async def run(self, mailbox: Mailbox) -> None:
+        async with open_supervisor() as supervisor:
+            async for letter in mailbox:
+                match letter.message:
+                    case Spawn(subshell, name):
+                        with letter.answering():
+                            letter.reply(
+                                await supervisor.spawn(
+                                    subshell, name=name, capacity=math.inf, on_failure=Stop()
+                                )
+                            )
+
+
+@attrs.frozen
+class KernelStatistics:
+    """A snapshot of a kernel.
+
+    Attributes:
+        subshells: what each one is doing, by id; None is the main shell.
+        actors: every actor of the kernel.
+    """
+
+    subshells: Mapping[str | None, SubshellState]
+    actors: SystemStatistics
+
+
+class RunningKernel:
+    """A kernel that runs in this process: made by `open_kernel`, found by `current_kernel`.
+
+    Its methods may be called in any trio loop of the process: in that of whoever opened the kernel,
+    or in a subshell's.
+    """
+
+    def __init__(
+        self,
+        system: Supervisor,
+        parts: IOParts,
+        session: WireSession,
+        connection: ConnectionInfo | None,
+        closed: trio.Event,
+    ) -> None:
+        self._system = system
+        self._parts = parts
+        self._session = session
+        self._closed = closed
+        self.connection = connection
+        """Where clients connect, with the ports that are really used; None if they can't."""
+
+    # ------------------------------------------------------------------------- subshells
+
+    @property
+    def main(self) -> SubshellHandle:
+        """The main shell. It can't be deleted, only interrupted."""
+        return SubshellHandle(self, None)
+
+    @asynccontextmanager
+    async def spawn_subshell(self, *, host: Host | None = None) -> AsyncIterator[SubshellHandle]:
+        """A subshell for the time of a block: leaving it cancels what runs there and joins it.
+
+        Leaving waits until the subshell has ended, however long that takes, also if the block is
+        cancelled. A subshell that a client has deleted meanwhile is no error.
+
+        Args:
+            host: where it lives; by default where the kernel's subshells live.
+        """
+        subshell = await self.create_subshell(host=host)
+        try:
+            yield subshell
+        finally:
+            with trio.CancelScope(shield=True):
+                try:
+                    await subshell.delete(timeout=math.inf)
+                except UnknownSubshell:
+                    _log.debug("subshell %s was deleted inside its block", subshell.id)
+
+    async def create_subshell(self, *, host: Host | None = None) -> SubshellHandle:
+        """Create a subshell whose life no block owns; it ends with `delete`, or with the kernel.
+
+        Cancelled, there may be a new subshell or not.
+
+        Args:
+            host: where it lives; by default where the kernel's subshells live.
+
+        Raises:
+            RuntimeError: it can't be set up; the message says why.
+        """
+        subshell_id: str = await self._parts.control.ask(Create(host), timeout=math.inf)
+        return SubshellHandle(self, subshell_id)
+
+    async def delete_subshell(self, subshell_id: str, *, timeout: float = DELETE_TIMEOUT) -> None:
+        """Delete a subshell: what runs in it is cancelled, what is queued aborted, then it is joined.
+
+        Args:
+            subshell_id: which one.
+            timeout: seconds until it is given up.
+
+        Raises:
+            UnknownSubshell: there is none of that id.
+            SubshellUnjoinable: it has not ended in time; it will be joined as soon as it does.
+        """
+        await self._parts.control.ask(Delete(subshell_id, timeout), timeout=math.inf)
+
+    async def subshells(self) -> Mapping[str | None, SubshellState]:
+        """What each subshell is doing, by id; None is the main shell."""
+        states: Mapping[str | None, SubshellState] = await self._parts.control.ask(
+            Describe(), timeout=math.inf
+        )
+        return states
+
+    async def interrupt(self, *, timeout: float = INTERRUPT_TIMEOUT) -> None:
+        """Interrupt what runs, in every subshell, and wait until it has ended.
+
+        Raises:
+            TimeoutError: something has not ended within `timeout` seconds.
+        """
+        await self._parts.control.ask(Interrupt(timeout=timeout), timeout=math.inf)
+
+    def interrupt_soon(self) -> None:
+        """Have everything interrupted, without waiting; from any thread, and any signal handler."""
+        self._parts.io_token.run_sync_soon(self._parts.control.tell_nowait, Interrupt())
+
+    # ------------------------------------------------------------------------- everything
+
+    async def wait_closed(self) -> None:
+        """Wait until a client has shut the kernel down; only in the loop that opened it."""
+        await self._closed.wait()
+
+    async def statistics(self) -> KernelStatistics:
+        """A snapshot."""
+        return KernelStatistics(await self.subshells(), self._system.statistics())
+
+    def tree(self) -> str:
+        """Which actor lives where, and in which state; a line each, for people."""
+        return self._system.tree()
+
+
+class SubshellHandle:
+    """A subshell of this process's kernel. Usable in any trio loop; holding it keeps nothing alive."""
+
+    def __init__(self, kernel: RunningKernel, subshell_id: str | None) -> None:
+        self._kernel = kernel
+        self.id = subshell_id
+        """Its id, as clients know it; None is the main shell."""
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
+        stop_on_error: bool = True,
+    ) -> ExecuteReply:
+        """Execute a cell, after what is queued there already, and wait for its reply.
+
+        Called from a cell, the output appears as that cell's. An error of the code is a reply, not
+        an exception. Cancelled, the cell is not: `interrupt` the subshell, or leave its block.
+
+        Args:
+            code: what to execute.
+            timeout: seconds after which the cell is ended; the reply is then an error,
+                ``CellTimeout``.
+            silent: publish nothing.
+            store_history: let it count.
+            user_expressions: what to evaluate afterwards, by name.
+            stop_on_error: abort what is queued behind it, if it fails.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        request = self._kernel._session.message(
+            "execute_request",
+            {
+                "code": code,
+                "silent": silent,
+                "store_history": store_history,
+                "user_expressions": dict(user_expressions or {}),
+                "allow_stdin": False,
+                "stop_on_error": stop_on_error,
+            },
+            metadata={} if timeout is None else {"timeout": timeout},
+            subshell_id=self.id,
+        )
+        content = await self._kernel._parts.shell.ask(
+            Submit(request, _output_parent(request.header)), timeout=math.inf
+        )
+        return ExecuteReply(content["status"], content)
+
+    async def interrupt(self, *, timeout: float = INTERRUPT_TIMEOUT) -> None:
+        """Interrupt what runs here, and wait until it has ended. Nothing runs: nothing happens.
+
+        Raises:
+            UnknownSubshell: it has been deleted.
+            TimeoutError: it has not ended within `timeout` seconds.
+        """
+        await self._kernel._parts.control.ask(
+            Interrupt(self.id, everywhere=False, timeout=timeout), timeout=math.inf
+        )
+
+    async def delete(self, *, timeout: float = DELETE_TIMEOUT) -> None:
+        """Delete it, see `RunningKernel.delete_subshell`."""
+        if self.id is None:
+            raise ValueError("the main shell can't be deleted: shut the kernel down instead")
+        await self._kernel.delete_subshell(self.id, timeout=timeout)
+
+    async def state(self) -> SubshellState:
+        """What it is doing at this moment."""
+        return (await self._kernel.subshells()).get(self.id, SubshellState.DELETED)
+
+    def __repr__(self) -> str:
+        return f"<SubshellHandle {SubshellInfo(self.id).name}>"
+
+
+def _output_parent(header: Header) -> Header:
+    """Whose child the output is: a cell's that executes code elsewhere, or the request's own."""
+    here = place.get(None)
+    return header if here is None or here.cell is None else here.cell.header
+
+
+def current_kernel() -> RunningKernel:
+    """The kernel that the calling code runs in: a cell, or a method of a `Kernel`.
+
+    Raises:
+        RuntimeError: it doesn't run in one.
+    """
+    here = place.get(None)
+    if here is None:
+        raise RuntimeError(
+            "no kernel runs this code; outside of one, use the object that open_kernel() gives"
+        )
+    return here.running
+
+
+@asynccontextmanager
+async def spawn_subshell(*, host: Host | None = None) -> AsyncIterator[SubshellHandle]:
+    """`RunningKernel.spawn_subshell` of the kernel that the calling code runs in.
+
+    Raises:
+        RuntimeError: it doesn't run in one.
+    """
+    async with current_kernel().spawn_subshell(host=host) as subshell:
+        yield subshell
+
+
+@asynccontextmanager
+async def open_kernel(
+    kernel: Kernel,
+    connection: ConnectionInfo | None = None,
+    *,
+    make_raiser: Callable[[], Raiser] = AsyncRaiser,
+    on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncIterator[RunningKernel]:
+    """Run a kernel in this process; its main shell is a task of the calling trio loop.
+
+    Leaving the block shuts the kernel down: what runs is ended, what is queued is aborted, the last
+    output is delivered, and every thread joined. If something can't be ended, leaving waits for it.
+
+    Args:
+        kernel: the author's object.
+        connection: where clients connect; ports of 0 become free ones. None: there are no clients,
+            only this process.
+        make_raiser: how what computes in the main shell is interrupted.
+        on_unjoinable: called, in the I/O thread, if a client shuts the kernel down and something
+            can't be ended; it may exit the process.
+
+    Raises:
+        zmq.ZMQError: an address can't be bound; it says which.
+        Exception: what `Kernel.lifespan` or the main shell's `Kernel.subshell` raise.
+    """
+    closed = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    session = WireSession(
+        connection.key if connection else b"",
+        signature_scheme=connection.signature_scheme if connection else "hmac-sha256",
+    )
+    urls, options = _addresses(connection)
+    with open_context() as context:
+        async with open_system("kernel", transport=InprocTransport(context)) as system:
+            io = await system.spawn(
+                IOThread(
+                    kernel,
+                    context,
+                    session,
+                    urls,
+                    options,
+                    partial(token.run_sync_soon, closed.set),
+                    on_unjoinable or _wait_for_them,
+                ),
+                name="io",
+                host=ThreadHost(),
+            )
+            parts: IOParts = await io.ask(WhatIsThere(), timeout=math.inf)
+            nest = await system.spawn(_Nest(), name="nest", host=TaskHost())
+            running = RunningKernel(system, parts, session, _actual(connection, parts.urls), closed)
+            wiring = Wiring(
+                session,
+                context,
+                parts.publisher_url,
+                parts.shell,
+                parts.control,
+                parts.stdin,
+                parts.iopub,
+                nest,
+                running,
+            )
+            async with kernel.lifespan(running):
+                guard = CellGuard()
+                main = await system.spawn(
+                    Subshell(kernel, SubshellInfo(None), wiring, guard, make_raiser),
+                    name="main shell",
+                    capacity=math.inf,
+                )
+                await main.ask(AreYouReady(), timeout=math.inf)
+                await parts.control.ask(Adopt(main, guard, wiring), timeout=math.inf)
+                try:
+                    yield running
+                finally:
+                    await _shut_down(parts.control)
+
+
+async def _shut_down(control: ActorRef) -> None:
+    with trio.CancelScope(shield=True):
+        try:
+            await control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=math.inf)
+        except ActorTerminated:
+            _log.debug("the kernel ended before it was shut down")
+
+
+async def _wait_for_them() -> None:
+    """What can't be ended is waited for: leaving `open_kernel` joins everything."""
+
+
+def _addresses(connection: ConnectionInfo | None) -> tuple[dict[Channel, str], SocketOptions]:
+    if connection is None:
+        base = f"inproc://kernel-{uuid.uuid4().hex}"
+        channels: tuple[Channel, ...] = ("shell", "iopub", "stdin", "control")
+        return {channel: f"{base}-{channel}" for channel in channels}, {}
+    options: SocketOptions = {}
+    if connection.curve_secretkey is not None:
+        options["curve_server"] = True
+        options["curve_secretkey"] = connection.curve_secretkey
+    return {channel: connection.url(channel) for channel in _CHANNELS}, options
+
+
+_CHANNELS: tuple[Channel, ...] = ("shell", "iopub", "stdin", "control", "hb")
+
+
+def _actual(
+    connection: ConnectionInfo | None, urls: Mapping[Channel, str]
+) -> ConnectionInfo | None:
+    """The connection with the ports that were really bound."""
+    if connection is None or connection.transport != "tcp":
+        return connection
+    ports = {f"{channel}_port": int(url.rpartition(":")[2]) for channel, url in urls.items()}
+    return attrs.evolve(connection, **cast("dict[str, Any]", ports))
+
+
+async def serve(
+    kernel: Kernel,
+    connection: ConnectionInfo | str | os.PathLike[str],
+    *,
+    task_status: trio.TaskStatus[RunningKernel] = trio.TASK_STATUS_IGNORED,
+    make_raiser: Callable[[], Raiser] = AsyncRaiser,
+    on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serve a kernel to clients until one of them shuts it down; for ``nursery.start`` as well.
+
+    Cancelled, the kernel is shut down as at the end of `open_kernel`.
+
+    Args:
+        kernel: the author's object.
+        connection: a connection file, or what would be in it. A file that isn't there is written,
+            with free ports and a new key, and removed at the end.
+        task_status: started with the `RunningKernel`, once clients can connect.
+        make_raiser: see `open_kernel`.
+        on_unjoinable: see `open_kernel`.
+
+    Raises:
+        InvalidConnectionInfo: the file isn't a connection file; it says what is wrong.
+        zmq.ZMQError: an address can't be bound; it says which.
+    """
+    path: Path | None = None
+    if not isinstance(connection, ConnectionInfo):
+        if Path(connection).exists():
+            connection = ConnectionInfo.from_file(connection)
+        else:
+            path = Path(connection)
+            connection = ConnectionInfo.local(kernel_name=kernel.implementation)
+    async with open_kernel(
+        kernel, connection, make_raiser=make_raiser, on_unjoinable=on_unjoinable
+    ) as running:
+        try:
+            if path is not None and running.connection is not None:
+                running.connection.write_file(path)
+            task_status.started(running)
+            await running.wait_closed()
+        finally:
+            if path is not None:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,313 @@
+"""The shell channel: takes requests from clients to the subshells, and their answers back.
+
+It owns the shell ROUTER, the routes (which subshell has which id), and the *pending table*: every
+request that it has passed on and that is unanswered. So there is one place that knows what is owed to
+whom: when a subshell ends, whatever is left in the table is answered on its behalf.
+
+It reads headers only; the rest of a request is read by the subshell it is for. It never runs a kernel
+author's code and never waits for a subshell, so nothing that a cell does can hold it up. For the same
+reason it answers ``kernel_info_request`` by itself: a client can connect to a busy kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from typing import Any, Final
+
+import attrs
+import trio
+
+from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
+from ..wire import Envelope, Header, MalformedMessage, Message, Receiver, WireSession
+from ._messages import (
+    AbortPending,
+    AddRoute,
+    Answer,
+    RemoveRoute,
+    Shutdown,
+    Submit,
+    TakeWhatIsThere,
+    Work,
+    error_content,
+    reply_type,
+)
+from ._output import OutputPort
+from ._stdin import FramesSocket
+
+_log = logging.getLogger("trio_subshells.kernel")
+
+COMM_TYPES: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
+"""Messages of clients that have no answer."""
+
+REQUEST_TYPES: Final = frozenset(
+    {
+        "execute_request",
+        "complete_request",
+        "inspect_request",
+        "is_complete_request",
+        "history_request",
+        "comm_info_request",
+    }
+)
+"""Requests that a subshell serves."""
+
+MOST_PENDING: Final = 10_000
+"""Requests that may wait in one subshell; one more is refused."""
+
+SHUTDOWN_TIMEOUT: Final = 2.0
+"""Seconds that running cells have to end, when a client shuts the kernel down: clients wait for
+some seconds in all, then kill."""
+
+
+@attrs.frozen
+class _Pending:
+    """A request that a subshell has yet to answer."""
+
+    key: int
+    request: Envelope | Message
+    letter: Letter | None  # who asked, if it was a handle in this process
+
+
+class ShellChannel(Actor):
+    """See the module's first lines.
+
+    Args:
+        session: makes the replies.
+        receiver: verifies the requests.
+        socket: the ROUTER.
+        output: publishes busy and idle around what is answered here.
+        kernel_info: the content of every ``kernel_info_reply``.
+        control: who ends the kernel, for the ``shutdown_request`` of old clients.
+    """
+
+    def __init__(
+        self,
+        session: WireSession,
+        receiver: Receiver,
+        socket: FramesSocket,
+        output: OutputPort,
+        kernel_info: dict[str, Any],
+        control: ActorRef,
+    ) -> None:
+        self._session = session
+        self._receiver = receiver
+        self._socket = socket
+        self._output = output
+        self._kernel_info = kernel_info
+        self._control = control
+        self._keys = itertools.count(1)
+        self._routes: dict[str | None, ActorRef] = {}
+        self._pending: dict[str | None, dict[int, _Pending]] = {}
+        self._subshell_of: dict[int, str | None] = {}
+        self._early: list[Work] = []
+        self._started = False
+
+    async def run(self, mailbox: Mailbox) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive_requests, nursery)
+            async for letter in mailbox:
+                self._handle(letter, nursery)
+
+    def _handle(self, letter: Letter, nursery: trio.Nursery) -> None:
+        match letter.message:
+            case Answer() as answer:
+                self._answer(answer)
+            case Submit(request, output_parent):
+                self._pass_on(request, output_parent, letter)
+            case AddRoute(subshell_id, subshell):
+                self._routes[subshell_id] = subshell
+                if subshell_id is None:
+                    self._started = True
+                    early, self._early = self._early, []
+                    for work in early:
+                        subshell.tell_nowait(work)
+                letter.reply()
+            case RemoveRoute(subshell_id):
+                self._routes.pop(subshell_id, None)
+                letter.reply()
+            case AbortPending(subshell_id, keep):
+                letter.reply(self._abort(subshell_id, keep))
+            case TakeWhatIsThere():
+                self._take_what_is_there(nursery)
+                letter.reply()
+
+    # --------------------------------------------------------------------- requests of clients
+
+    async def _receive_requests(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._take(await self._socket.receive(), nursery)
+
+    def _take_what_is_there(self, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                frames = self._socket.receive_nowait()
+            except trio.WouldBlock:
+                return
+            self._take(frames, nursery)
+
+    def _take(self, frames: list[bytes], nursery: trio.Nursery) -> None:
+        try:
+            envelope = self._receiver.receive(frames)
+        except MalformedMessage as error:
+            _log.warning("dropped a message on the shell channel: %s", error)
+            return
+        msg_type = envelope.header.msg_type
+        if msg_type in REQUEST_TYPES or msg_type in COMM_TYPES:
+            self._pass_on(envelope, envelope.header, None)
+        elif msg_type == "kernel_info_request":
+            self._serve_here(envelope, self._kernel_info)
+        elif msg_type == "shutdown_request":
+            nursery.start_soon(self._shut_down, envelope)
+        else:
+            self._serve_here(envelope, unknown_type(msg_type, "shell"))
+
+    def _pass_on(
+        self, request: Envelope | Message, output_parent: Header, letter: Letter | None
+    ) -> None:
+        """Hand a request to its subshell; what can't be handed on is answered here."""
+        try:
+            subshell_id = _subshell_of(request)
+        except MalformedMessage as error:
+            self._refuse(request, letter, error_content("MalformedMessage", str(error)))
+            return
+        subshell = self._routes.get(subshell_id)
+        if subshell is None and (subshell_id is not None or self._started):
+            self._refuse(request, letter, unknown_subshell(subshell_id))
+            return
+        key = 0
+        if request.header.msg_type not in COMM_TYPES:
+            pending = self._pending.setdefault(subshell_id, {})
+            if len(pending) >= MOST_PENDING:
+                self._refuse(request, letter, _too_many(subshell_id))
+                return
+            key = next(self._keys)
+            pending[key] = _Pending(key, request, letter)
+            self._subshell_of[key] = subshell_id
+        work = Work(key, request, output_parent, internal=letter is not None)
+        if subshell is None:
+            self._early.append(work)  # the main shell isn't there yet
+            return
+        try:
+            subshell.tell_nowait(work)
+        except ActorTerminated:
+            if key:
+                self._forget(key)
+            self._refuse(request, letter, unknown_subshell(subshell_id))
+
+    def _refuse(
+        self, request: Envelope | Message, letter: Letter | None, content: dict[str, Any]
+    ) -> None:
+        if letter is not None:
+            letter.reply(content)
+        else:
+            self._serve_here(request, content)
+
+    def _serve_here(self, request: Envelope | Message, content: dict[str, Any]) -> None:
+        """Answer a request at once, between busy and idle."""
+        self._output.status("busy", request.header)
+        if request.header.msg_type not in COMM_TYPES:
+            self._send(request, content)
+        self._output.status("idle", request.header)
+
+    async def _shut_down(self, request: Envelope) -> None:
+        """Serve the ``shutdown_request`` of a client older than protocol 5.4."""
+        self._output.status("busy", request.header)
+        restart = _wants_restart(request)
+        await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=10 * SHUTDOWN_TIMEOUT)
+        self._send(request, {"status": "ok", "restart": restart})
+        self._output.status("idle", request.header)
+
+    # ------------------------------------------------------------------------ answers to clients
+
+    def _answer(self, answer: Answer) -> None:
+        pending = self._forget(answer.key)
+        if pending is None:
+            return  # its subshell was given up, and the request answered on its behalf
+        if pending.letter is not None:
+            pending.letter.reply(answer.content)
+        elif answer.frames is not None:
+            self._send_frames(answer.frames)
+
+    def _abort(self, subshell_id: str | None, keep: int | None) -> int:
+        """Answer what a subshell won't answer any more; returns how many requests that were."""
+        keys = [key for key in self._pending.get(subshell_id, {}) if key != keep]
+        for key in keys:
+            pending = self._forget(key)
+            if pending is not None:
+                content: dict[str, Any] = {"status": "aborted"}
+                if pending.request.header.msg_type == "execute_request":
+                    content["execution_count"] = 0
+                self._refuse(pending.request, pending.letter, content)
+        if not self._pending.get(subshell_id):
+            self._pending.pop(subshell_id, None)
+        return len(keys)
+
+    def _forget(self, key: int) -> _Pending | None:
+        if key not in self._subshell_of:
+            return None
+        return self._pending[self._subshell_of.pop(key)].pop(key)
+
+    def _send(self, request: Envelope | Message, content: dict[str, Any]) -> None:
+        self._send_frames(
+            self._session.serialize(
+                reply_type(request.header.msg_type),
+                content,
+                parent=request,
+                idents=request.idents,
+            )
+        )
+
+    def _send_frames(self, frames: list[bytes]) -> None:
+        try:
+            self._socket.send_nowait(frames)
+        except trio.WouldBlock:
+            _log.warning("dropped a reply: its client doesn't read")
+
+
+def _subshell_of(request: Envelope | Message) -> str | None:
+    """Which subshell a request is for: its header says so, or its content (JEP 91).
+
+    Raises:
+        MalformedMessage: the content's ``subshell_id`` is neither a string nor null.
+    """
+    if request.header.subshell_id is not None:
+        return request.header.subshell_id
+    if isinstance(request, Envelope):
+        if not request.content_mentions(b'"subshell_id"'):
+            return None
+        request = request.open()
+    return request.field("subshell_id", str, None)
+
+
+def _wants_restart(request: Envelope) -> bool:
+    try:
+        return request.open().field("restart", bool, False)
+    except MalformedMessage:
+        return False
+
+
+def unknown_type(msg_type: str, channel: str) -> dict[str, Any]:
+    """The answer to a message type that nobody here knows."""
+    return error_content(
+        "UnknownMessageType",
+        f"this kernel doesn't know {msg_type!r} on its {channel} channel",
+    )
+
+
+def unknown_subshell(subshell_id: str | None) -> dict[str, Any]:
+    """The answer to a request for a subshell that there is not, or no longer."""
+    return error_content(
+        "UnknownSubshell",
+        "this kernel is shutting down"
+        if subshell_id is None
+        else f"there is no subshell {subshell_id!r}: it was never created, or has been deleted",
+    )
+
+
+def _too_many(subshell_id: str | None) -> dict[str, Any]:
+    return error_content(
+        "TooManyRequests",
+        f"{MOST_PENDING} requests wait in {subshell_id or 'the main shell'} already",
+    )

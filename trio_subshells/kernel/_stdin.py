@@ -1,0 +1,144 @@
+"""The stdin channel: pairs every ``input_request`` with its ``input_reply``.
+
+Several subshells may ask at once, even on behalf of one client. A reply belongs to the request that its
+parent header names. A client that sends replies without a parent header (jupyter_client's do) answers
+in the order in which it was asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+import trio
+
+from ..actors import Actor, ActorRef, Letter, Mailbox
+from ..wire import Header, MalformedMessage, Receiver, WireSession
+from ._messages import Prompt
+
+_log = logging.getLogger("trio_subshells.kernel")
+
+
+class FramesSocket(Protocol):
+    """What the channels need of a ROUTER; implemented by `trio_subshells.sockets.Socket`."""
+
+    async def receive(self) -> list[bytes]:
+        """Wait for the next message."""
+
+    def receive_nowait(self) -> list[bytes]:
+        """The next message, or `trio.WouldBlock`."""
+
+    def send_nowait(self, frames: Sequence[bytes]) -> None:
+        """Send, or `trio.WouldBlock`."""
+
+
+@attrs.frozen
+class _Asked:
+    letter: Letter
+    prompt: Prompt
+
+
+class StdinChannel(Actor):
+    """Owns the stdin ROUTER.
+
+    Args:
+        session: makes the requests.
+        receiver: verifies the replies.
+        socket: the ROUTER. It outlives this actor, which may be restarted.
+    """
+
+    def __init__(self, session: WireSession, receiver: Receiver, socket: FramesSocket) -> None:
+        self._session = session
+        self._receiver = receiver
+        self._socket = socket
+
+    async def run(self, mailbox: Mailbox) -> None:
+        """Serve until cancelled."""
+        asked: dict[str, _Asked] = {}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive_replies, asked)
+            async for letter in mailbox:
+                match letter.message:
+                    case Prompt() as prompt:
+                        self._ask(letter, prompt, asked)
+
+    def _ask(self, letter: Letter, prompt: Prompt, asked: dict[str, _Asked]) -> None:
+        for msg_id in [key for key, each in asked.items() if not each.letter.wants_reply]:
+            del asked[msg_id]  # its cell was interrupted meanwhile
+        request = self._session.message(
+            "input_request",
+            {"prompt": prompt.text, "password": prompt.password},
+            parent=prompt.parent,
+            idents=prompt.idents,
+            subshell_id=prompt.parent.subshell_id,
+        )
+        asked[request.header.msg_id] = _Asked(letter, prompt)
+        try:
+            self._socket.send_nowait(self._session.serialize_message(request))
+        except trio.WouldBlock:
+            del asked[request.header.msg_id]
+            letter.fail(ConnectionError("the client doesn't read its stdin channel"))
+
+    async def _receive_replies(self, asked: dict[str, _Asked]) -> None:
+        while True:
+            frames = await self._socket.receive()
+            try:
+                reply = self._receiver.receive(frames).open()
+                value = reply.field("value", str)
+            except MalformedMessage as error:
+                _log.warning("dropped a message on the stdin channel: %s", error)
+                continue
+            msg_id = _belongs_to(reply.parent_header, reply.idents, asked)
+            if msg_id is None:
+                _log.warning("dropped an input_reply that nobody waits for")
+                continue
+            asked.pop(msg_id).letter.reply(value)
+
+
+def _belongs_to(
+    parent: Header | None, idents: tuple[bytes, ...], asked: dict[str, _Asked]
+) -> str | None:
+    """The id of the ``input_request`` that a reply answers, if there is one."""
+    waiting = [key for key, each in asked.items() if each.letter.wants_reply]
+    if parent is not None:
+        if parent.msg_id in waiting:
+            return parent.msg_id
+        # Some clients' parent is the request whose cell asks.
+        mine = [key for key in waiting if asked[key].prompt.parent.msg_id == parent.msg_id]
+    else:
+        mine = [key for key in waiting if asked[key].prompt.idents == idents]
+    return mine[0] if mine else None
+
+
+class Prompter:
+    """A cell's way to the stdin channel.
+
+    Args:
+        stdin: the actor.
+        idents: the client.
+        parent: the request's header.
+    """
+
+    def __init__(self, stdin: ActorRef, idents: tuple[bytes, ...], parent: Header) -> None:
+        self._stdin = stdin
+        self._idents = idents
+        self._parent = parent
+
+    async def ask(self, text: str, *, password: bool) -> str:
+        """Ask the client; the prompt is withdrawn if this is cancelled."""
+        answer: str = await self._stdin.ask(self._prompt(text, password), timeout=math.inf)
+        return answer
+
+    def blocking_ask(self, text: str, *, password: bool) -> str:
+        """Ask the client, blocking this thread; an interrupt raises `KeyboardInterrupt`."""
+        try:
+            answer: str = self._stdin.ask_blocking(self._prompt(text, password), timeout=math.inf)
+        except trio.WouldBlock:
+            raise ConnectionError("too many cells ask for input at the same time") from None
+        return answer
+
+    def _prompt(self, text: str, password: bool) -> Prompt:
+        return Prompt(self._idents, self._parent, str(text), password)

@@ -1,0 +1,529 @@
+"""A subshell: serves the requests of one shell, the main shell's included, in order.
+
+Three tasks, all in the subshell's own loop: one sorts what arrives, one serves requests, one serves
+comm messages. The last two are apart so that a cell that awaits something which only a comm message can
+bring about (a widget's value, say) gets it.
+
+Each request is served under the subshell's `CellGuard`, so that it can be interrupted. The subshell is
+ended by cancelling its actor; what it was running then gets an error reply from here, what was queued
+is answered by the shell channel.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import attrs
+import trio
+
+from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
+from ..sockets import Context, open_publisher
+from ..wire import EncodeError, MalformedMessage, MalformedReason, Message, WireSession
+from ._cell import Cell
+from ._guard import CellEnded, CellGuard, EndReason, Raiser
+from ._kernel import Kernel
+from ._messages import (
+    Answer,
+    AreYouReady,
+    FlushLater,
+    TakeWhatIsThere,
+    WatchDeadline,
+    Work,
+    error_content,
+    reply_type,
+)
+from ._output import OutputPort
+from ._shell import COMM_TYPES
+from ._stdin import Prompter
+from ._types import (
+    CellError,
+    CommMessage,
+    CompleteRequest,
+    HistoryEntry,
+    HistoryRequest,
+    InspectRequest,
+    IsCompleteRequest,
+    SubshellInfo,
+)
+
+if TYPE_CHECKING:
+    from ._running import RunningKernel
+
+_log = logging.getLogger("trio_subshells.kernel")
+
+LONGEST_HISTORY: Final = 10_000
+"""Executed cells that a subshell remembers for the default `Kernel.history`."""
+
+
+@attrs.frozen
+class Wiring:
+    """Whom a subshell talks to, and with what.
+
+    Attributes:
+        session: makes its messages.
+        context: for its sockets.
+        publisher_url: where the iopub device takes messages.
+        shell: the shell channel.
+        control: the control handler.
+        stdin: the stdin channel.
+        iopub: the iopub actor.
+        nest: spawns subshells in the main shell's loop.
+        running: what `trio_subshells.current_kernel` tells the code that runs in it.
+    """
+
+    session: WireSession
+    context: Context
+    publisher_url: str
+    shell: ActorRef
+    control: ActorRef
+    stdin: ActorRef
+    iopub: ActorRef
+    nest: ActorRef
+    running: RunningKernel
+
+    def flush_later(self, output: OutputPort) -> None:
+        """Have the port's streams sent in time; from any thread."""
+        try:
+            self.iopub.tell_nowait(FlushLater(output))
+        except (ActorTerminated, trio.WouldBlock):  # then there is nobody to gather for
+            output.flush()
+
+
+@attrs.frozen
+class Place:
+    """Where the running code is: found by context."""
+
+    running: RunningKernel
+    subshell: SubshellInfo
+    cell: Cell | None = None
+
+
+place: ContextVar[Place] = ContextVar("trio_subshells_place")
+
+
+class Subshell(Actor):
+    """See the module's first lines.
+
+    Args:
+        kernel: the author's object.
+        info: which subshell this is.
+        wiring: whom it talks to.
+        guard: shared with whoever ends its cells.
+        make_raiser: called in the subshell's thread: how to interrupt it.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        info: SubshellInfo,
+        wiring: Wiring,
+        guard: CellGuard,
+        make_raiser: Callable[[], Raiser],
+    ) -> None:
+        self._kernel = kernel
+        self._info = info
+        self._wiring = wiring
+        self._guard = guard
+        self._make_raiser = make_raiser
+        self._backlog: deque[Work] = deque()
+        self._new_work = trio.lowlevel.ParkingLot()
+        self._comms: deque[Work] = deque()
+        self._new_comm = trio.lowlevel.ParkingLot()
+        self._count = 0
+        self._executed: deque[HistoryEntry] = deque(maxlen=LONGEST_HISTORY)
+        self._state: Any = None
+
+    async def run(self, mailbox: Mailbox) -> None:
+        """Serve until cancelled."""
+        wiring = self._wiring
+        self._raiser = self._make_raiser()
+        self._mailbox = mailbox
+        place.set(Place(wiring.running, self._info))
+        async with open_publisher(wiring.context, wiring.publisher_url) as publisher:
+            self._output = OutputPort(wiring.session, publisher, wiring.flush_later)
+            try:
+                async with self._kernel.subshell(self._info) as self._state:
+                    await self._serve(mailbox)
+            finally:
+                self._output.close()
+
+    async def _serve(self, mailbox: Mailbox) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_requests)
+            nursery.start_soon(self._serve_comms)
+            async for letter in mailbox:
+                self._sort(letter)
+
+    def _sort(self, letter: Letter) -> None:
+        match letter.message:
+            case Work() as work:
+                if work.request.header.msg_type in COMM_TYPES:
+                    self._comms.append(work)
+                    self._new_comm.unpark()
+                else:
+                    self._backlog.append(work)
+                    self._new_work.unpark()
+            case AreYouReady():
+                letter.reply()
+
+    # ---------------------------------------------------------------------------- requests
+
+    async def _serve_requests(self) -> None:
+        while True:
+            if not self._backlog:
+                await self._new_work.park()
+                continue
+            work = self._backlog.popleft()
+            header = work.request.header
+            self._output.status("busy", header)
+            try:
+                stop = await self._serve_one(work)
+            finally:
+                self._output.status("idle", header)
+            if stop:
+                await self._abort_executes()
+            else:
+                await trio.lowlevel.checkpoint()
+
+    async def _serve_one(self, work: Work) -> bool:
+        """Serve and answer; returns whether the queue is to be aborted after it."""
+        stop_on_error = False
+        content: dict[str, Any]
+        try:
+            message = work.request if isinstance(work.request, Message) else work.request.open()
+            if message.header.msg_type == "execute_request":
+                stop_on_error = message.field("stop_on_error", bool, True)
+                content = await self._execute(work, message)
+            else:
+                content = await self._guard.run(
+                    lambda: self._look_up(message), what=work.key, raiser=self._raiser
+                )
+        except MalformedMessage as error:
+            content = error_content("MalformedMessage", error.detail)
+        except CellEnded as ended:
+            content = self._ended_content(ended, None, 0)
+        except BaseException as error:
+            if _has_cancelled(error):
+                self._answer(work, self._ended_content(CellEnded(self._why_ended()), None, 0))
+                raise
+            _log.exception("a %s has failed", work.request.header.msg_type)
+            content = _error_of(error)
+        self._answer(work, content)
+        return stop_on_error and content["status"] == "error"
+
+    def _answer(self, work: Work, content: dict[str, Any]) -> None:
+        if work.request.header.msg_type == "execute_request":
+            content.setdefault("execution_count", self._count)
+        if work.internal:
+            answer = Answer(work.key, content=content)
+        else:
+            try:
+                frames = self._frames(work, content)
+            except EncodeError as error:
+                content = error_content("EncodeError", f"the reply can't be sent: {error}")
+                frames = self._frames(work, content)
+            answer = Answer(work.key, frames=frames)
+        self._wiring.shell.tell_nowait(answer)
+
+    def _frames(self, work: Work, content: dict[str, Any]) -> list[bytes]:
+        return self._wiring.session.serialize(
+            reply_type(work.request.header.msg_type),
+            content,
+            parent=work.request,
+            idents=work.request.idents,
+        )
+
+    async def _abort_executes(self) -> None:
+        """After an error: answer the executes that wait in this subshell with ``aborted``.
+
+        What had reached the kernel's socket by now belongs to them, wherever it is.
+        """
+        await self._wiring.shell.ask(TakeWhatIsThere(), timeout=math.inf)
+        while True:
+            try:
+                self._sort(self._mailbox.receive_nowait())
+            except trio.WouldBlock:
+                break
+        kept: deque[Work] = deque()
+        while self._backlog:
+            work = self._backlog.popleft()
+            if work.request.header.msg_type != "execute_request":
+                kept.append(work)
+                continue
+            self._output.status("busy", work.request.header)
+            self._answer(work, {"status": "aborted"})
+            self._output.status("idle", work.request.header)
+        self._backlog = kept
+
+    # ----------------------------------------------------------------------------- execute
+
+    async def _execute(self, work: Work, message: Message) -> dict[str, Any]:
+        checked = _checked_execute(message)
+        timeout = _timeout_of(message)
+        if checked["store_history"] and not checked["silent"]:
+            self._count += 1
+        cell = Cell(
+            content=checked,
+            metadata=message.metadata,
+            header=work.output_parent,
+            execution_count=self._count,
+            subshell=self._info,
+            state=self._state,
+            output=self._output,
+            prompter=Prompter(self._wiring.stdin, message.idents, work.output_parent),
+            guard=self._guard,
+        )
+        cell.publish("execute_input", {"code": cell.code, "execution_count": self._count})
+        if cell.store_history:
+            self._executed.append(HistoryEntry(0, self._count, cell.code))
+        place.set(Place(self._wiring.running, self._info, cell))
+        started = time.monotonic()
+        try:
+            expressions = await self._guard.run(
+                lambda: self._run_cell(cell, timeout), what=work.key, raiser=self._raiser
+            )
+        except CellEnded as ended:
+            content = self._ended_content(ended, timeout, time.monotonic() - started)
+        except BaseException as error:
+            if _has_cancelled(error):
+                raise  # this subshell is ending: _serve_one answers
+            content = _error_of(error)
+        else:
+            self._output.flush()
+            return {
+                "status": "ok",
+                "execution_count": self._count,
+                "user_expressions": expressions,
+                "payload": list(cell.payload),
+            }
+        finally:
+            place.set(Place(self._wiring.running, self._info))
+        cell.publish("error", {key: content[key] for key in ("ename", "evalue", "traceback")})
+        return {
+            **content,
+            "execution_count": self._count,
+            "user_expressions": {},
+            "payload": list(cell.payload),
+        }
+
+    async def _run_cell(self, cell: Cell, timeout: float | None) -> dict[str, Any]:
+        if timeout is not None:
+            self._wiring.control.tell_nowait(
+                WatchDeadline(self._guard, self._guard.generation, timeout)
+            )
+        await self._kernel.execute(cell)
+        expressions: dict[str, Any] = {}
+        for name, expression in cell.user_expressions.items():
+            try:
+                data = await self._kernel.evaluate(cell, expression)
+            except Exception as error:
+                expressions[name] = _error_of(error)
+            else:
+                expressions[name] = {"status": "ok", "data": data, "metadata": {}}
+        return expressions
+
+    def _why_ended(self) -> EndReason:
+        return self._guard.closed or EndReason.SHUTDOWN
+
+    def _ended_content(
+        self, ended: CellEnded, timeout: float | None, elapsed: float
+    ) -> dict[str, Any]:
+        if not ended.started:
+            return {"status": "aborted"}
+        match ended.reason:
+            case EndReason.INTERRUPTED:
+                evalue = "the cell was interrupted"
+            case EndReason.TIMED_OUT:
+                evalue = f"the cell was ended after {elapsed:.3f} s: its timeout was {timeout:g} s"
+            case EndReason.DELETED:
+                evalue = f"subshell {self._info.name} was deleted while it ran the cell"
+            case EndReason.SHUTDOWN:
+                evalue = "the kernel was shut down while it ran the cell"
+        return error_content(ended.reason.value, evalue, [f"{ended.reason.value}: {evalue}"])
+
+    # ----------------------------------------------------------------------- other requests
+
+    async def _look_up(self, message: Message) -> dict[str, Any]:
+        kernel, common = self._kernel, (self._info, self._state, message.content)
+        match message.header.msg_type:
+            case "complete_request":
+                code, position = _code_and_cursor(message)
+                found = await kernel.complete(CompleteRequest(*common, code, position))
+                return {
+                    "status": "ok",
+                    "matches": list(found.matches),
+                    "cursor_start": found.cursor_start,
+                    "cursor_end": found.cursor_end,
+                    "metadata": found.metadata,
+                }
+            case "inspect_request":
+                code, position = _code_and_cursor(message)
+                detail = message.field("detail_level", int, 0)
+                seen = await kernel.inspect(InspectRequest(*common, code, position, detail))
+                return {
+                    "status": "ok",
+                    "found": seen.found,
+                    "data": seen.data,
+                    "metadata": seen.metadata,
+                }
+            case "is_complete_request":
+                request = IsCompleteRequest(*common, message.field("code", str))
+                completeness = await kernel.is_complete(request)
+                answer: dict[str, Any] = {"status": completeness.status}
+                if completeness.status == "incomplete":
+                    answer["indent"] = completeness.indent
+                return answer
+            case "history_request":
+                return await self._look_up_history(message)
+            case "comm_info_request":
+                comms = await kernel.comm_info(message.field("target_name", str, None))
+                return {"status": "ok", "comms": comms}
+            case other:
+                raise AssertionError(f"the shell channel doesn't pass on {other}")
+
+    async def _look_up_history(self, message: Message) -> dict[str, Any]:
+        access = message.field("hist_access_type", str)
+        if access not in ("range", "tail", "search"):
+            raise MalformedMessage(
+                MalformedReason.BAD_CONTENT,
+                "the content's field 'hist_access_type' must be 'range', 'tail' or 'search', "
+                f"not {access!r}",
+                message.header,
+            )
+        request = HistoryRequest(
+            self._info,
+            self._state,
+            message.content,
+            access=cast("Literal['range', 'tail', 'search']", access),
+            output=message.field("output", bool, False),
+            raw=message.field("raw", bool, True),
+            session=message.field("session", int, 0),
+            start=message.field("start", int, 0),
+            stop=message.field("stop", int, None),
+            n=message.field("n", int, None),
+            pattern=message.field("pattern", str, "*"),
+            unique=message.field("unique", bool, False),
+        )
+        entries = await self._kernel.history(request, tuple(self._executed))
+        return {
+            "status": "ok",
+            "history": [
+                (
+                    entry.session,
+                    entry.line,
+                    (entry.input, entry.output) if request.output else entry.input,
+                )
+                for entry in entries
+            ],
+        }
+
+    # -------------------------------------------------------------------------------- comms
+
+    async def _serve_comms(self) -> None:
+        while True:
+            if not self._comms:
+                await self._new_comm.park()
+                continue
+            work = self._comms.popleft()
+            header = work.request.header
+            self._output.status("busy", header)
+            try:
+                await self._serve_comm(work)
+            except MalformedMessage as error:
+                _log.warning("dropped a %s: %s", header.msg_type, error)
+            except Exception:
+                _log.exception("a %s has failed", header.msg_type)
+            finally:
+                self._output.status("idle", header)
+            await trio.lowlevel.checkpoint()
+
+    async def _serve_comm(self, work: Work) -> None:
+        message = work.request if isinstance(work.request, Message) else work.request.open()
+        comm = CommMessage(
+            self._info,
+            self._state,
+            message.content,
+            comm_id=message.field("comm_id", str),
+            data=message.field("data", dict, {}),
+            target_name=message.field("target_name", str, ""),
+            metadata=message.metadata,
+            buffers=message.buffers,
+            message={
+                "header": attrs.asdict(message.header, filter=attrs.filters.exclude("raw")),
+                "content": message.content,
+                "metadata": message.metadata,
+                "buffers": list(message.buffers),
+            },
+        )
+        match message.header.msg_type:
+            case "comm_open":
+                await self._kernel.comm_open(comm)
+            case "comm_msg":
+                await self._kernel.comm_message(comm)
+            case "comm_close":
+                await self._kernel.comm_close(comm)
+
+
+def _checked_execute(message: Message) -> dict[str, Any]:
+    """The content of an ``execute_request``, every field there and of its type."""
+    silent = message.field("silent", bool, False)
+    expressions = message.field("user_expressions", dict, {})
+    for name, expression in expressions.items():
+        if not isinstance(expression, str):
+            raise MalformedMessage(
+                MalformedReason.BAD_CONTENT,
+                f"the user expression {name!r} must be a string, not {expression!r}",
+                message.header,
+            )
+    return {
+        "code": message.field("code", str),
+        "silent": silent,
+        "store_history": message.field("store_history", bool, not silent),
+        "user_expressions": expressions,
+        "allow_stdin": message.field("allow_stdin", bool, True),
+    }
+
+
+def _timeout_of(message: Message) -> float | None:
+    """The deadline that a client sets for a cell: ``metadata: {"timeout": seconds}``."""
+    timeout = message.metadata.get("timeout")
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise MalformedMessage(
+            MalformedReason.BAD_METADATA,
+            f"the metadata's field 'timeout' must be a positive number of seconds, not {timeout!r}",
+            message.header,
+        )
+    return float(timeout)
+
+
+def _code_and_cursor(message: Message) -> tuple[str, int]:
+    code = message.field("code", str)
+    position = message.field("cursor_pos", int, len(code))
+    return code, min(max(position, 0), len(code))
+
+
+def _has_cancelled(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_has_cancelled(each) for each in error.exceptions)
+    return isinstance(error, trio.Cancelled)
+
+
+def _error_of(error: BaseException) -> dict[str, Any]:
+    """What the error reply says of an exception that left a kernel author's code."""
+    if isinstance(error, CellError):
+        return error_content(error.ename, error.evalue, error.traceback)
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__package__") == __package__:
+        frames = frames.tb_next  # our own frames tell the author nothing
+    lines = traceback.format_exception(type(error), error, frames or error.__traceback__)
+    text = "".join(lines).rstrip("\n")
+    return error_content(type(error).__name__, str(error), text.split("\n"))
