@@ -12,8 +12,8 @@ Which actor owns what (each is one module)::
     main       main shell        _subshell    one shell's cells, counter, output
     its own    each subshell     _subshell    the same code, in a thread of its own
 
-A request's way: client → shell channel (verifies, reads the header, notes that it is owed an answer)
-→ the subshell's mailbox → its queue → `Kernel.execute` → back to the shell channel → client. Output
+A request's way: client → shell channel (verifies, reads the header, notes that an answer is owed) →
+the subshell's mailbox → its queue → `Kernel.execute` → back to the shell channel → client. Output
 doesn't take that way: every subshell publishes into a native device (`trio_subshells.sockets`).
 
 The messages between the actors are in `_messages`; how a running cell is ended is told in `_guard`

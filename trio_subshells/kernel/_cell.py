@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Cell:
     """One execution, from its ``execute_request`` to its reply.
 
-    Publishing is synchronous and never blocks: it may be done from any thread, and after the cell has
-    ended too (what a background task prints still goes to its cell). Asking for input waits.
+    Publishing is synchronous and never blocks: it may be done from any thread, and after the cell
+    has ended too (what a background task prints still goes to its cell). Asking for input waits.
 
     Of a silent cell nothing is published, as the protocol wants it.
 
@@ -209,8 +209,9 @@ class Cell:
     def on_cancel(self, canceller: Callable[[], object]) -> Iterator[None]:
         """Within this block, an interrupt or a delete first calls `canceller`, in another thread.
 
-        For work that can't await and knows how to be stopped: ``cell.on_cancel(connection.interrupt)``.
-        It must be quick and thread-safe. The work it stops should raise, or return early.
+        For work that can't await and knows how to be stopped, such as a database's:
+        ``cell.on_cancel(connection.interrupt)``. It must be quick and thread-safe. The work it
+        stops should raise, or return early.
         """
         with self._guard.canceller(canceller):
             yield

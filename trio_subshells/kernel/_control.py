@@ -290,8 +290,8 @@ class ControlHandler(Actor):
             raise UnknownSubshell(f"there is no subshell {subshell_id!r}")
         if not await self._end(entry, EndReason.DELETED, timeout):
             raise SubshellUnjoinable(
-                f"subshell {subshell_id!r} has not ended within {timeout:g} s: the cell that it runs "
-                "neither awaits nor computes in Python, so it is in a call that can't be "
+                f"subshell {subshell_id!r} has not ended within {timeout:g} s: the cell that it "
+                "runs neither awaits nor computes in Python, so it is in a call that can't be "
                 "interrupted. The subshell takes no requests any more, and is joined as soon as "
                 "that call returns."
             )

@@ -3,9 +3,9 @@
 A kernelspec is a folder ``NAME`` with a ``kernel.json`` in it, in ``kernels`` under one of
 Jupyter's data directories (`jupyter_client's page on kernels
 <https://jupyter-client.readthedocs.io/en/stable/kernels.html#kernel-specs>`__). A kernel doesn't
-need jupyter_client or jupyter_core to run, so it doesn't need them to be installed either: the rules
-for where these directories are have been written down here once more. The tests compare them with
-jupyter_core's.
+need jupyter_client or jupyter_core to run, so it doesn't need them to be installed either: the
+rules for where these directories are have been written down here once more. The tests compare them
+with jupyter_core's.
 """
 
 from __future__ import annotations

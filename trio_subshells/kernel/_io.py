@@ -1,8 +1,8 @@
 """The kernel's I/O thread: everything that must answer whatever the user's code does.
 
-One actor on a thread of its own. It owns the sockets that clients connect to, and is the supervisor of
-the actors that serve them: the shell channel, the control handler, stdin and iopub. None of them runs
-a kernel author's code, so this thread's loop is never blocked.
+One actor on a thread of its own. It owns the sockets that clients connect to, and is the supervisor
+of the actors that serve them: the shell channel, the control handler, stdin and iopub. None of them
+runs a kernel author's code, so this thread's loop is never blocked.
 """
 
 from __future__ import annotations

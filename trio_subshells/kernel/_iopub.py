@@ -1,7 +1,7 @@
 """The iopub actor: welcomes subscribers (JEP 65), and sends in time what streams have gathered.
 
-The messages themselves don't pass through it: every subshell publishes into the iopub device, which is
-native and needs no Python.
+The messages themselves don't pass through it: every subshell publishes into the iopub device, which
+is native and needs no Python.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class Kernel(ABC):
     what belongs to one subshell is better yielded by `subshell`, and found as ``state``.
 
     Within a subshell, requests are served one after the other; comm messages are served in between,
-    whenever `execute` awaits. A method that is cancelled (by an interrupt, or because its subshell is
-    deleted) must let `trio.Cancelled` pass.
+    whenever `execute` awaits. A method that is cancelled (by an interrupt, or because its subshell
+    is deleted) must let `trio.Cancelled` pass.
     """
 
     implementation: str
@@ -58,8 +58,8 @@ class Kernel(ABC):
     """For a frontend's help menu."""
 
     subshells: ClassVar[bool] = False
-    """Whether clients may create subshells (JEP 91); advertised only if so. Opt in when `execute` can
-    run in several threads at once."""
+    """Whether clients may create subshells (JEP 91); advertised only if so. Opt in when `execute`
+    can run in several threads at once."""
 
     subshell_host: ClassVar[Host] = ThreadHost()
     """Where a subshell lives: a thread of its own; or, with `TaskHost`, a task of the main shell's
@@ -148,10 +148,13 @@ class Kernel(ABC):
         return {}
 
     async def comm_open(self, message: CommMessage) -> None:
-        """A client opens a comm. By default it is logged and dropped, as the kernel has no targets."""
+        """A client opens a comm. By default it is ignored: the kernel has no targets."""
+        return
 
     async def comm_message(self, message: CommMessage) -> None:
-        """A client says something on a comm."""
+        """A client says something on a comm. By default it is ignored."""
+        return
 
     async def comm_close(self, message: CommMessage) -> None:
-        """A client closes a comm."""
+        """A client closes a comm. By default it is ignored."""
+        return

@@ -22,7 +22,7 @@ from ._running import RunningKernel, serve
 
 SWITCH_INTERVAL: Final = 0.0005
 """Seconds. While one thread computes, each hop of a request to another waits for the interpreter's
-lock, for as long as this: at Python's default of 5 ms, a busy cell slows all other subshells down."""
+lock, for as long as this: at Python's default of 5 ms, a busy cell slows all others down."""
 
 LAST_WORDS: Final = 0.25
 """Seconds that the last replies have to leave a process that has to be ended by force."""
@@ -97,7 +97,7 @@ def _install(
 ) -> None:
     kernel = make_kernel()
     name = options.name or kernel.implementation.lower()
-    script = [sys.executable, os.path.abspath(sys.argv[0])]
+    script = [sys.executable, str(Path(sys.argv[0]).resolve())]
     spec = {
         "display_name": kernel.implementation,
         "language": kernel.language_info.name,

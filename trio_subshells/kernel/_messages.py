@@ -4,8 +4,10 @@ Who understands what::
 
     client ──frames──▶ shell channel ──Work──▶ subshell ──Answer──▶ shell channel ──frames──▶ client
     client ──frames──▶ control handler ──AddRoute, RemoveRoute, AbortPending──▶ shell channel
-    subshell ──Prompt──▶ stdin channel           subshell ──FlushLater──▶ iopub
-    subshell handle ──Submit──▶ shell channel    subshell handle ──Create, Delete, ...──▶ control handler
+    subshell ──Prompt──▶ stdin channel
+    subshell ──FlushLater──▶ iopub
+    subshell handle ──Submit──▶ shell channel
+    subshell handle ──Create, Delete, Interrupt──▶ control handler
 """
 
 from __future__ import annotations

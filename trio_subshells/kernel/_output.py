@@ -1,13 +1,13 @@
 """Where a subshell's output goes: in order, from any thread, without ever blocking.
 
-Everything that a subshell publishes passes one `OutputPort` and its one inproc publisher, so its order
-is the order of the calls. The lock makes that so for the plain threads that a cell has started, and for
-the timer that sends what a stream has buffered: it is the full fence that ZMQ asks for when a socket
-changes threads, and the only place in this project where one does.
+Everything that a subshell publishes passes one `OutputPort` and its one inproc publisher, so its
+order is the order of the calls. The lock makes that so for the plain threads that a cell has
+started, and for the timer that sends what a stream has buffered: it is the full fence that ZMQ asks
+for when a socket changes threads, and the only place in this project where one does.
 
 A stream's text is sent at once if nothing was sent for a while; what follows soon after is gathered
-for `GATHERING_TIME` and sent in one message. A cell that prints a hundred thousand lines so costs some
-dozens of messages, and the first line is seen at once.
+for `GATHERING_TIME` and sent in one message. A cell that prints a hundred thousand lines so costs
+some dozens of messages, and the first line is seen at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The two ways to raise `KeyboardInterrupt` in a thread that computes: see `_guard`.
 
-`AsyncRaiser` works in every thread; it strikes between two bytecodes, so a thread that is blocked in a
-system call is struck when the call returns. `SignalRaiser` is for the main thread of a process that is
-a kernel: a signal interrupts blocking system calls as well.
+`AsyncRaiser` works in every thread; it strikes between two bytecodes, so a thread that is blocked
+in a system call is struck when the call returns. `SignalRaiser` is for the main thread of a process
+that is a kernel: a signal interrupts blocking system calls as well.
 """
 
 from __future__ import annotations

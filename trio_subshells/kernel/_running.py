@@ -1,4 +1,4 @@
-"""A running kernel, seen from its own process: `open_kernel`, `serve`, and the handles of subshells."""
+"""A running kernel, seen from its own process: `open_kernel`, `serve`, handles of subshells."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class RunningKernel:
         return SubshellHandle(self, subshell_id)
 
     async def delete_subshell(self, subshell_id: str, *, timeout: float = DELETE_TIMEOUT) -> None:
-        """Delete a subshell: what runs in it is cancelled, what is queued aborted, then it is joined.
+        """Delete a subshell: what runs is cancelled, what is queued aborted; then it is joined.
 
         Args:
             subshell_id: which one.
@@ -195,7 +195,7 @@ class RunningKernel:
 
 
 class SubshellHandle:
-    """A subshell of this process's kernel. Usable in any trio loop; holding it keeps nothing alive."""
+    """A subshell of this process's kernel, usable in any trio loop; it keeps nothing alive."""
 
     def __init__(self, kernel: RunningKernel, subshell_id: str | None) -> None:
         self._kernel = kernel
@@ -439,15 +439,9 @@ async def serve(
         InvalidConnectionInfo: the file isn't a connection file; it says what is wrong.
         zmq.ZMQError: an address can't be bound; it says which.
     """
-    path: Path | None = None
-    if not isinstance(connection, ConnectionInfo):
-        if Path(connection).exists():
-            connection = ConnectionInfo.from_file(connection)
-        else:
-            path = Path(connection)
-            connection = ConnectionInfo.local(kernel_name=kernel.implementation)
+    info, path = _read_or_plan(connection, kernel.implementation)
     async with open_kernel(
-        kernel, connection, make_raiser=make_raiser, on_unjoinable=on_unjoinable
+        kernel, info, make_raiser=make_raiser, on_unjoinable=on_unjoinable
     ) as running:
         try:
             if path is not None and running.connection is not None:
@@ -457,3 +451,14 @@ async def serve(
         finally:
             if path is not None:
                 path.unlink(missing_ok=True)
+
+
+def _read_or_plan(
+    connection: ConnectionInfo | str | os.PathLike[str], kernel_name: str
+) -> tuple[ConnectionInfo, Path | None]:
+    """Where to listen, and the file that is to be written, if there is none yet."""
+    if isinstance(connection, ConnectionInfo):
+        return connection, None
+    if Path(connection).exists():
+        return ConnectionInfo.from_file(connection), None
+    return ConnectionInfo.local(kernel_name=kernel_name), Path(connection)

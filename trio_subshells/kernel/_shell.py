@@ -1,12 +1,12 @@
 """The shell channel: takes requests from clients to the subshells, and their answers back.
 
 It owns the shell ROUTER, the routes (which subshell has which id), and the *pending table*: every
-request that it has passed on and that is unanswered. So there is one place that knows what is owed to
-whom: when a subshell ends, whatever is left in the table is answered on its behalf.
+request that it has passed on and that is unanswered. So there is one place that knows what is owed,
+and to whom: when a subshell ends, what is left in the table is answered on its behalf.
 
-It reads headers only; the rest of a request is read by the subshell it is for. It never runs a kernel
-author's code and never waits for a subshell, so nothing that a cell does can hold it up. For the same
-reason it answers ``kernel_info_request`` by itself: a client can connect to a busy kernel.
+It reads headers only; the rest of a request is read by the subshell it is for. It never runs a
+kernel author's code and never waits for a subshell, so nothing that a cell does can hold it up. For
+the same reason it answers ``kernel_info_request`` by itself: a client can connect to a busy kernel.
 """
 
 from __future__ import annotations

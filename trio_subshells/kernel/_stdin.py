@@ -1,8 +1,8 @@
 """The stdin channel: pairs every ``input_request`` with its ``input_reply``.
 
-Several subshells may ask at once, even on behalf of one client. A reply belongs to the request that its
-parent header names. A client that sends replies without a parent header (jupyter_client's do) answers
-in the order in which it was asked.
+Several subshells may ask at once, even on behalf of one client. A reply belongs to the request that
+its parent header names. A client that sends replies without a parent header (jupyter_client's do)
+answers in the order in which it was asked.
 """
 
 from __future__ import annotations

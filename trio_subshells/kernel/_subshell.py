@@ -1,12 +1,12 @@
 """A subshell: serves the requests of one shell, the main shell's included, in order.
 
 Three tasks, all in the subshell's own loop: one sorts what arrives, one serves requests, one serves
-comm messages. The last two are apart so that a cell that awaits something which only a comm message can
-bring about (a widget's value, say) gets it.
+comm messages. The last two are apart so that a cell that awaits something which only a comm message
+can bring about (a widget's value, say) gets it.
 
-Each request is served under the subshell's `CellGuard`, so that it can be interrupted. The subshell is
-ended by cancelling its actor; what it was running then gets an error reply from here, what was queued
-is answered by the shell channel.
+Each request is served under the subshell's `CellGuard`, so that it can be interrupted. The subshell
+is ended by cancelling its actor; what it was running then gets an error reply from here, what was
+queued is answered by the shell channel.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The small immutable types of a kernel author's API: what a kernel is told, and what it answers."""
+"""The small immutable types of a kernel author's API: what it is told, and what it answers."""
 
 from __future__ import annotations
 
