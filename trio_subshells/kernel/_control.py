@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import trio
+from trio_util import move_on_when
 
 from ..actors import (
     Actor,
@@ -304,10 +305,11 @@ class ControlHandler(Actor):
             entry.guard.close(reason)
             entry.ref.cancel()
         with trio.move_on_after(timeout):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_climb, entry.guard, reason, timeout)
-                await entry.gone.wait()
-                nursery.cancel_scope.cancel()
+            async with move_on_when(entry.gone.wait):
+                # No other cell starts, as the guard is closed; but what the author's code does
+                # when its subshell ends may take a while, too.
+                await end_cell(entry.guard, entry.guard.generation, reason, deadline=timeout)
+                await trio.sleep_forever()
         if entry.gone.is_set():
             return True
         entry.unjoinable = True
@@ -372,8 +374,3 @@ class ControlHandler(Actor):
             _log.error("the kernel shuts down although these can't be ended: %s", names)
             self._nursery.start_soon(self._on_unjoinable)
         self._ended.set()
-
-
-async def _climb(guard: CellGuard, reason: EndReason, deadline: float) -> None:
-    """End the cell that runs; no other one starts, as the guard is closed."""
-    await end_cell(guard, guard.generation, reason, deadline=deadline)
