@@ -90,8 +90,9 @@ class Context:
         Args:
             kind: `zmq.ROUTER`, `zmq.DEALER`, ... except `zmq.STREAM` and the draft kinds.
             name: what errors and `statistics` call it; by default its kind and a number.
-            options: libzmq's, in lower case: see `SocketOptions`. A closed socket lingers for one
-                second (``linger=1000``) unless you say otherwise.
+            options: libzmq's, in lower case: see `SocketOptions`. A closed socket, unless
+                it is a subscriber, lingers for one second (``linger=1000``) if you don't say
+                otherwise.
 
         Raises:
             RuntimeError: the context is closed.
@@ -136,7 +137,7 @@ class Context:
                 ) from error
             self._entries[raw] = _Entry(name, threading.get_ident(), owner)
         try:
-            apply_options(raw, options)
+            apply_options(raw, kind, options)
         except BaseException:
             self._close_raw(raw, 0)
             raise

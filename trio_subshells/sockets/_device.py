@@ -105,9 +105,9 @@ async def open_iopub_device(
     """A thread that carries what publishers publish to the clients that have subscribed to it.
 
     An XSUB, on inproc, takes from the publishers of all threads; an XPUB, at `url`, gives to the
-    clients and tells the publishers of every subscription (``ZMQ_XPUB_VERBOSE``), as the welcome
-    of JEP 65 needs it. A client that is too slow loses messages once ``sndhwm`` (100,000 unless
-    given) of them wait for it.
+    clients and tells the publishers of every subscription, as the welcome of JEP 65 needs it. A
+    client that is too slow loses messages once ``sndhwm`` (100,000 unless given) of them wait for
+    it.
 
     At the end, close the publishers first: everything they have published by then goes out to the
     clients, for as long as the XPUB lingers (``linger``, in ms, 1000 unless given). The thread is
@@ -120,11 +120,15 @@ async def open_iopub_device(
         options: of the XPUB (``curve_server=True``, ...).
 
     Raises:
-        ValueError: not an address.
+        ValueError: not an address, or an option that could stop the device.
         zmq.ZMQError: it can't be bound, for instance ``EADDRINUSE``; names the address.
         trio.BrokenResourceError: at the end: the context had ended under the device.
     """
-    xpub_options: SocketOptions = {"sndhwm": DEFAULT_SNDHWM, **options, "xpub_verbose": True}
+    if options.get("xpub_nodrop"):
+        raise ValueError("xpub_nodrop would let one client that doesn't read stop the device")
+    # VERBOSER tells of all who come, and also of all who go, of whom the XSUB passes on the last of
+    # each topic. With mere VERBOSE its count would never come down again.
+    xpub_options: SocketOptions = {"sndhwm": DEFAULT_SNDHWM, **options, "xpub_verboser": True}
     publisher_url = f"inproc://iopub-{uuid.uuid4().hex}"
     control_url = f"{publisher_url}-control"
     with (
@@ -180,14 +184,16 @@ async def open_heartbeat_device(
             unless you give a ``linger``.
 
     Raises:
-        ValueError: not an address.
+        ValueError: not an address, or an option that could stop the device.
         zmq.ZMQError: it can't be bound, for instance ``EADDRINUSE``; names the address.
     """
+    if options.get("router_mandatory"):
+        raise ValueError("router_mandatory would let one client that has gone stop the device")
     router_options: SocketOptions = {"linger": 0, **options}
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     try:
-        apply_options(router, router_options)
+        apply_options(router, zmq.SocketType.ROUTER, router_options)
         actual_url = bind_raw(router, url)
     except BaseException:
         router.close()

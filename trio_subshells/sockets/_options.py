@@ -65,7 +65,7 @@ def check_linger(milliseconds: int) -> int:
     return milliseconds
 
 
-def apply_options(raw: zmq.Socket[bytes], options: SocketOptions) -> None:
+def apply_options(raw: zmq.Socket[bytes], kind: zmq.SocketType, options: SocketOptions) -> None:
     """Set `options` on a raw socket that is not bound or connected yet.
 
     Raises:
@@ -73,7 +73,8 @@ def apply_options(raw: zmq.Socket[bytes], options: SocketOptions) -> None:
         ValueError: an endless linger.
         zmq.ZMQError: a value that libzmq refuses.
     """
-    raw.set(zmq.LINGER, DEFAULT_LINGER_MS)
+    # All that a subscriber sends is subscriptions: they aren't worth waiting for.
+    raw.set(zmq.LINGER, 0 if kind in (zmq.SUB, zmq.XSUB) else DEFAULT_LINGER_MS)
     for name, value in options.items():
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1)
