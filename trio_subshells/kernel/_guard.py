@@ -127,6 +127,12 @@ class CellGuard:
                 self._token = trio.lowlevel.current_trio_token()
             try:
                 return await _drive(body(), self)
+            except Exception as error:
+                # Whatever it raises now, our ending it is the reason: a database's "interrupted",
+                # a `KeyboardInterrupt` that became something else on its way.
+                if self._reason is not None:
+                    raise CellEnded(self._reason) from error
+                raise
             except BaseException as error:
                 if self._reason is not None and _is_end(error):
                     raise CellEnded(self._reason) from error

@@ -346,7 +346,13 @@ class Subshell(Actor):
                 evalue = f"subshell {self._info.name} was deleted while it ran the cell"
             case EndReason.SHUTDOWN:
                 evalue = "the kernel was shut down while it ran the cell"
-        return error_content(ended.reason.value, evalue, [f"{ended.reason.value}: {evalue}"])
+        last_line = f"{ended.reason.value}: {evalue}"
+        if ended.__cause__ is None:
+            return error_content(ended.reason.value, evalue, [last_line])
+        cause = _error_of(ended.__cause__)  # where it was, when it was ended
+        if cause["ename"] == ended.reason.value:
+            return cause
+        return error_content(ended.reason.value, evalue, [*cause["traceback"], last_line])
 
     # ----------------------------------------------------------------------- other requests
 
