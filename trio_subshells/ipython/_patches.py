@@ -1,0 +1,169 @@
+"""All that the IPython kernel changes in the process around it, in one place, and how it is undone.
+
+Each change is for the whole process, since Python offers no other way, and lasts as long as the
+kernel: what it replaces is put back in the reverse order.
+"""
+
+from __future__ import annotations
+
+import builtins
+import getpass
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import StdinNotImplementedError
+from IPython.display import display
+
+from ..kernel import InputNotAllowed
+from ._activity import ActivityTracker
+from ._streams import CellStream
+
+if TYPE_CHECKING:
+    from ._shell import TrioShell
+
+_MISSING: Any = object()
+
+
+@contextmanager
+def process_patched(shell: TrioShell, *, own_main: bool) -> Iterator[None]:
+    """Within this block, the process's output, input and results are those of the shell's cells.
+
+    Args:
+        shell: the kernel's shell.
+        own_main: whether the shell's module is ``__main__``, so that what cells define pickles.
+    """
+    tracker = shell.tracker
+    names: dict[str, Any] = {
+        "input": _make_input(tracker, builtins.input),
+        "display": display,
+        "get_ipython": shell.get_ipython,
+        "__IPYTHON__": True,
+        # They would end the process. The namespace has IPython's.
+        "exit": _MISSING,
+        "quit": _MISSING,
+    }
+    system: dict[str, Any] = {
+        "stdout": CellStream("stdout", tracker, sys.stdout),
+        "stderr": CellStream("stderr", tracker, sys.stderr),
+        "displayhook": shell.displayhook,
+        # By these a program sees that it runs interactively.
+        "ps1": "In : ",
+        "ps2": "...: ",
+    }
+    with ExitStack() as undo:
+        for name, value in names.items():
+            undo.callback(replace_item(vars(builtins), name, value))
+        for name, value in system.items():
+            undo.callback(replace_item(vars(sys), name, value))
+        if own_main:
+            undo.callback(replace_item(sys.modules, "__main__", shell.user_module))
+        undo.callback(
+            replace_item(vars(getpass), "getpass", _make_getpass(tracker, getpass.getpass))
+        )
+        undo.callback(_follow_threads(tracker))
+        undo.callback(_ignore_provisional_completer())
+        for name, text in _environment().items():
+            undo.callback(replace_item(os.environ, name, text))
+        yield
+
+
+def replace_item(
+    mapping: MutableMapping[Any, Any], key: object, value: object
+) -> Callable[[], None]:
+    """Set (or, for what is missing, delete) an item; returns what puts back what was there."""
+    before = mapping.get(key, _MISSING)
+
+    def put(item: object) -> None:
+        if item is _MISSING:
+            mapping.pop(key, None)
+        else:
+            mapping[key] = item
+
+    put(value)
+    return lambda: put(before)
+
+
+def replace_attribute(owner: object, name: str, value: object) -> Callable[[], None]:
+    """Set an attribute that is there; returns what puts back what it was."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, before)
+
+
+def _follow_threads(tracker: ActivityTracker) -> Callable[[], None]:
+    """Tell the tracker of every thread that is started."""
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        tracker.thread_starts(thread)
+        original(thread)
+
+    start.__doc__ = original.__doc__
+    return replace_attribute(threading.Thread, "start", start)
+
+
+def _make_input(tracker: ActivityTracker, original: Callable[..., str]) -> Callable[..., str]:
+    def input(prompt: object = "", /) -> str:  # noqa: A001 - it is what cells call input
+        """Read a line of text from the frontend, which shows `prompt`."""
+        cell = tracker.cell()
+        if cell is None:
+            return original(prompt)
+        try:
+            return cell.blocking_input(str(prompt))
+        except InputNotAllowed as error:
+            raise StdinNotImplementedError(str(error)) from None
+
+    return input
+
+
+def _make_getpass(tracker: ActivityTracker, original: Callable[..., str]) -> Callable[..., str]:
+    def getpass(prompt: str = "Password: ", stream: Any = None, **options: Any) -> str:
+        """Read a password from the frontend, which shows `prompt` but not the password."""
+        cell = tracker.cell()
+        if cell is None:
+            return original(prompt, stream, **options)
+        try:
+            return cell.blocking_input(str(prompt), password=True)
+        except InputNotAllowed as error:
+            raise StdinNotImplementedError(str(error)) from None
+
+    return getpass
+
+
+def _ignore_provisional_completer() -> Callable[[], None]:
+    """IPython's completions warn that their interface may change.
+
+    IPython's own way to say "I know", a context manager, swaps the filters of the whole process
+    back and forth, under the feet of the cells that run meanwhile.
+    """
+    from IPython.core.completer import ProvisionalCompleterWarning
+
+    warnings.filterwarnings("ignore", category=ProvisionalCompleterWarning)
+    added = warnings.filters[0]
+
+    def undo() -> None:
+        if added in warnings.filters:
+            warnings.filters.remove(added)  # type: ignore[attr-defined]
+
+    return undo
+
+
+def _environment() -> dict[str, str]:
+    """For the programs that cells start: colours are shown, a pager can't be."""
+    changes = {
+        "TERM": "xterm-color",
+        "CLICOLOR": "1",
+        "CLICOLOR_FORCE": "1",
+        "FORCE_COLOR": "1",
+        "PAGER": "cat",
+        "GIT_PAGER": "cat",
+    }
+    if "MPLBACKEND" not in os.environ and find_spec("matplotlib_inline") is not None:
+        changes["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    return changes
