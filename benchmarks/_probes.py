@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 from _client import Client, Message, ProbeFailed, Request
+from _report import Metric
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
 
 #: Seconds for everything that one probe waits for: reached only by a kernel that hangs.
 PROBE_TIMEOUT = 60.0
-
-
-@attrs.frozen
-class Metric:
-    """One figure of the report."""
-
-    key: str
-    title: str
-    unit: Literal["ms", "s", "MB", "per second", "messages"]
-    higher_is_better: bool = False
 
 
 @attrs.frozen

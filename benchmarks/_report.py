@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from _probes import Metric
 
 try:
     from rich.box import SIMPLE_HEAD
@@ -31,6 +29,16 @@ else:
 
 #: With fewer samples in a round its 99th percentile is its maximum, and a ratio of those is noise.
 _FEWEST_FOR_P99 = 20
+
+
+@attrs.frozen
+class Metric:
+    """One figure of the report."""
+
+    key: str
+    title: str
+    unit: Literal["µs", "ms", "s", "MB", "per second", "messages"]
+    higher_is_better: bool = False
 
 
 @attrs.frozen
