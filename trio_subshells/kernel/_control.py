@@ -1,7 +1,8 @@
 """The control handler: creates, deletes and lists subshells, interrupts, and shuts down.
 
 It owns the control ROUTER and the lives of the subshells: it is their supervisor, so no subshell
-outlives it. Every request is handled in a task of its own; a delete that takes long delays nobody.
+outlives it. A request that may take long is served in a task of its own, so a slow delete delays
+nobody.
 
 Nothing of a kernel author's runs here, save the cancellers of rung 0 (see `_ladder`).
 """
@@ -176,6 +177,9 @@ class ControlHandler(Actor):
     # --------------------------------------------------------------------- requests of clients
 
     async def _receive_requests(self) -> None:
+        """What may take long gets a task of its own; the rest is answered in its order."""
+        to_create, created = trio.open_memory_channel[Envelope](math.inf)
+        self._nursery.start_soon(self._create_in_order, created)
         while True:
             frames = await self._socket.receive()
             try:
@@ -183,7 +187,17 @@ class ControlHandler(Actor):
             except MalformedMessage as error:
                 _log.warning("dropped a message on the control channel: %s", error)
                 continue
-            self._nursery.start_soon(self._serve, envelope)
+            match envelope.header.msg_type:
+                case "delete_subshell_request" | "interrupt_request" | "shutdown_request":
+                    self._nursery.start_soon(self._serve, envelope)
+                case "create_subshell_request":
+                    to_create.send_nowait(envelope)
+                case _:
+                    await self._serve(envelope)
+
+    async def _create_in_order(self, to_create: trio.MemoryReceiveChannel[Envelope]) -> None:
+        async for envelope in to_create:
+            await self._serve(envelope)
 
     async def _serve(self, envelope: Envelope) -> None:
         """Serve one request, between busy and idle; whatever goes wrong is its reply."""

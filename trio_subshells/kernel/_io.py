@@ -142,7 +142,17 @@ class IOThread(Actor):
             )
             # Answers are as many as the requests that are pending, and those are bounded.
             shell = await supervisor.spawn(
-                ShellChannel(session, receiver, routers["shell"], output, kernel_info, control),
+                ShellChannel(
+                    session,
+                    receiver,
+                    routers["shell"],
+                    output,
+                    {
+                        "kernel_info_request": kernel_info,
+                        "connect_request": {"status": "ok", **ports_of(urls)},
+                    },
+                    control,
+                ),
                 name="shell",
                 capacity=math.inf,
             )
@@ -185,3 +195,9 @@ def describe(kernel: Kernel) -> dict[str, Any]:
         "debugger": "debugger" in features,
         "supported_features": features,
     }
+
+
+def ports_of(urls: Mapping[Channel, str]) -> dict[str, Any]:
+    """The ports of a connection, as a connection file and a ``connect_reply`` name them."""
+    tcp = {channel: url for channel, url in urls.items() if url.startswith("tcp:")}
+    return {f"{channel}_port": int(url.rpartition(":")[2]) for channel, url in tcp.items()}

@@ -5,9 +5,9 @@ order is the order of the calls. The lock makes that so for the plain threads th
 started, and for the timer that sends what a stream has buffered: it is the full fence that ZMQ asks
 for when a socket changes threads, and the only place in this project where one does.
 
-A stream's text is sent at once if nothing was sent for a while; what follows soon after is gathered
-for `GATHERING_TIME` and sent in one message. A cell that prints a hundred thousand lines so costs
-some dozens of messages, and the first line is seen at once.
+A line is sent at once if nothing was sent for a while; what follows soon after is gathered for
+`GATHERING_TIME` and sent in one message, and so is a line's beginning. A cell that prints a hundred
+thousand lines so costs some dozens of messages, and the first line is seen at once.
 """
 
 from __future__ import annotations
@@ -120,10 +120,8 @@ class OutputPort:
             self._text.append(text)
             self._length += len(text)
             self._stream, self._parent = name, parent
-            if (
-                self._length >= LARGEST_GATHERED
-                or time.monotonic() - self._sent_at >= GATHERING_TIME
-            ):
+            quiet = time.monotonic() - self._sent_at >= GATHERING_TIME
+            if self._length >= LARGEST_GATHERED or (quiet and text.endswith("\n")):
                 self._flush()
                 return
         if first:

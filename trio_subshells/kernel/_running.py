@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import attrs
 import trio
@@ -34,7 +33,7 @@ from ..wire import Channel, ConnectionInfo, Header, WireSession
 from ._control import DELETE_TIMEOUT, INTERRUPT_TIMEOUT, SubshellState
 from ._errors import UnknownSubshell
 from ._guard import CellGuard, Raiser
-from ._io import IOParts, IOThread, WhatIsThere
+from ._io import IOParts, IOThread, WhatIsThere, ports_of
 from ._kernel import Kernel
 from ._messages import (
     Adopt,
@@ -411,8 +410,7 @@ def _actual(
     """The connection with the ports that were really bound."""
     if connection is None or connection.transport != "tcp":
         return connection
-    ports = {f"{channel}_port": int(url.rpartition(":")[2]) for channel, url in urls.items()}
-    return attrs.evolve(connection, **cast("dict[str, Any]", ports))
+    return attrs.evolve(connection, **ports_of(urls))
 
 
 async def serve(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 import attrs
@@ -77,7 +78,7 @@ class ShellChannel(Actor):
         receiver: verifies the requests.
         socket: the ROUTER.
         output: publishes busy and idle around what is answered here.
-        kernel_info: the content of every ``kernel_info_reply``.
+        known: the replies that are always the same, by the type of the request.
         control: who ends the kernel, for the ``shutdown_request`` of old clients.
     """
 
@@ -87,14 +88,14 @@ class ShellChannel(Actor):
         receiver: Receiver,
         socket: FramesSocket,
         output: OutputPort,
-        kernel_info: dict[str, Any],
+        known: Mapping[str, dict[str, Any]],
         control: ActorRef,
     ) -> None:
         self._session = session
         self._receiver = receiver
         self._socket = socket
         self._output = output
-        self._kernel_info = kernel_info
+        self._known = known
         self._control = control
         self._keys = itertools.count(1)
         self._routes: dict[str | None, ActorRef] = {}
@@ -156,8 +157,8 @@ class ShellChannel(Actor):
         msg_type = envelope.header.msg_type
         if msg_type in REQUEST_TYPES or msg_type in COMM_TYPES:
             self._pass_on(envelope, envelope.header, None)
-        elif msg_type == "kernel_info_request":
-            self._serve_here(envelope, self._kernel_info)
+        elif msg_type in self._known:
+            self._serve_here(envelope, self._known[msg_type])
         elif msg_type == "shutdown_request":
             nursery.start_soon(self._shut_down, envelope)
         else:

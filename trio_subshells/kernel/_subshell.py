@@ -18,6 +18,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import attrs
@@ -195,6 +196,7 @@ class Subshell(Actor):
     async def _serve_one(self, work: Work) -> bool:
         """Serve and answer; returns whether the queue is to be aborted after it."""
         stop_on_error = False
+        started = datetime.now(UTC).isoformat()
         content: dict[str, Any]
         try:
             message = work.request if isinstance(work.request, Message) else work.request.open()
@@ -215,28 +217,30 @@ class Subshell(Actor):
                 raise
             _log.exception("a %s has failed", work.request.header.msg_type)
             content = _error_of(error)
-        self._answer(work, content)
+        self._answer(work, content, started)
         return stop_on_error and content["status"] == "error"
 
-    def _answer(self, work: Work, content: dict[str, Any]) -> None:
+    def _answer(self, work: Work, content: dict[str, Any], started: str | None = None) -> None:
         if work.request.header.msg_type == "execute_request":
             content.setdefault("execution_count", self._count)
         if work.internal:
             answer = Answer(work.key, content=content)
         else:
             try:
-                frames = self._frames(work, content)
+                frames = self._frames(work, content, started)
             except EncodeError as error:
                 content = error_content("EncodeError", f"the reply can't be sent: {error}")
-                frames = self._frames(work, content)
+                frames = self._frames(work, content, started)
             answer = Answer(work.key, frames=frames)
         self._wiring.shell.tell_nowait(answer)
 
-    def _frames(self, work: Work, content: dict[str, Any]) -> list[bytes]:
+    def _frames(self, work: Work, content: dict[str, Any], started: str | None) -> list[bytes]:
         return self._wiring.session.serialize(
             reply_type(work.request.header.msg_type),
             content,
             parent=work.request,
+            # JupyterLab tells from it when a cell began, if a user wants to know that.
+            metadata=None if started is None else {"started": started},
             idents=work.request.idents,
         )
 
