@@ -106,6 +106,25 @@ async def test_the_last_outputs_go_out(context: Context) -> None:
     assert sorted(received, key=int) == [b"%d" % number for number in range(count)]
 
 
+async def test_what_is_queued_when_the_device_is_told_to_end_goes_out(
+    context: Context, monkeypatch
+) -> None:
+    """The proxy ends as soon as it is told to; here it hasn't looked at its queue at all."""
+
+    def proxy(xsub: zmq.Socket, xpub: zmq.Socket, capture: None, control: zmq.Socket) -> None:
+        xsub.send(xpub.recv())  # the client's subscription
+        assert control.recv() == b"TERMINATE"
+
+    monkeypatch.setattr(zmq, "proxy_steerable", proxy)
+    with context.socket(zmq.SUB, subscribe=b"") as client, trio.fail_after(HANG):
+        async with open_iopub_device(context, "tcp://127.0.0.1:0") as device:
+            client.connect(device.url)
+            await device.publisher.receive_subscription()
+            for number in range(100):
+                device.publisher.publish([b"%d" % number])
+        assert [(await client.receive())[0] for _ in range(100)] == [b"%d" % n for n in range(100)]
+
+
 async def test_a_client_that_does_not_read_delays_nobody(context: Context) -> None:
     with trio.fail_after(HANG):
         async with open_iopub_device(

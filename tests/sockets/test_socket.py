@@ -342,6 +342,23 @@ async def test_a_parked_task_is_woken_by_its_own_event(context: Context) -> None
             await right.send([b"for the receiver"])
 
 
+async def test_a_parked_task_is_woken_when_a_third_one_swallows_its_edge(
+    context: Context,
+) -> None:
+    left, right = pair(context, sndhwm=1, rcvhwm=1)
+    with left, right, trio.fail_after(HANG):
+        count = fill(left)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(left.send, [b"waited"])
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(drain(right)) == count
+            swallow_edge(left, lambda: left.get(zmq.EVENTS))
+            assert await right.receive() == [b"waited"]
+            await right.send([b"for the receiver"])
+
+
 async def test_two_blocked_peers_of_a_mandatory_router_do_not_make_it_spin(
     context: Context,
 ) -> None:
@@ -492,10 +509,22 @@ async def test_senders_are_served_in_order(context: Context) -> None:
                 nursery.start_soon(left.send, [b"waiting %d" % number])
                 await trio.testing.wait_all_tasks_blocked()
             assert left.statistics().tasks_waiting_send == 10
-            with pytest.raises(trio.WouldBlock):
-                left.send_nowait([b"jumps the queue"])
             received = [(await right.receive())[0] for _ in range(count + 10)]
         assert received[count:] == [b"waiting %d" % number for number in range(10)]
+
+
+async def test_send_nowait_does_not_jump_the_queue(context: Context) -> None:
+    left, right = pair(context, sndhwm=1, rcvhwm=1)
+    with left, right, trio.fail_after(HANG):
+        fill(left)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.send, [b"waiting"])
+            await trio.testing.wait_all_tasks_blocked()
+            drain(right)
+            assert left.get(zmq.EVENTS) & zmq.POLLOUT  # there is room, and somebody whose it is
+            with pytest.raises(trio.WouldBlock):
+                left.send_nowait([b"jumps the queue"])
+        assert await right.receive() == [b"waiting"]
 
 
 async def test_only_one_task_may_receive(context: Context) -> None:
@@ -513,7 +542,7 @@ def test_an_interrupt_between_two_frames_does_not_split_a_message(context: Conte
     """Exceptions are planted in a thread that sends all the time; no message is ever cut."""
     receiver = context.socket(zmq.PULL, rcvhwm=10)
     url = receiver.bind("inproc://pull")
-    interrupts = 300
+    interrupts = 100
     ready, hit = threading.Semaphore(0), threading.Semaphore(0)
     message = [b"begin", *[b"x"] * 30, b"end"]
 
@@ -537,7 +566,7 @@ def test_an_interrupt_between_two_frames_does_not_split_a_message(context: Conte
     received: list[list[bytes]] = []
     for number in range(interrupts):
         assert ready.acquire(timeout=HANG)
-        while len(received) < 20 * (number + 1):  # the sender has to get somewhere
+        while len(received) < 10 * (number + 1):  # the sender has to get somewhere
             received += drain(receiver)
         plant = ctypes.pythonapi.PyThreadState_SetAsyncExc
         assert plant(ctypes.c_ulong(thread.ident), ctypes.py_object(Planted)) == 1
@@ -547,6 +576,51 @@ def test_an_interrupt_between_two_frames_does_not_split_a_message(context: Conte
     received += drain(receiver)
     receiver.close()
     assert [cut for cut in received if cut != message] == []
+
+
+async def lose_the_peer_in_the_middle_of_a_message(context: Context) -> None:
+    sender = context.socket(zmq.PUSH)
+    old, new = context.socket(zmq.PULL), context.socket(zmq.PULL)
+    url = sender.bind(f"inproc://pair-{next(NUMBERS)}")
+    send_frame = sender._send_frame
+    refused = False
+
+    def interfere(frame: bytes, flags: int) -> None:
+        nonlocal refused
+        try:
+            send_frame(frame, flags)
+        except zmq.Again:
+            refused = True
+            raise
+        if frame == b"1":
+            sender._send_frame = send_frame  # whatever is tried again
+            old.close()
+            while not has_edge(sender):
+                pass
+            sender.get(zmq.EVENTS)
+            new.connect(url)
+
+    with sender, old, new, trio.fail_after(HANG):
+        old.connect(url)
+        await sender.send([b"hello"])
+        assert await old.receive() == [b"hello"]
+        sender._send_frame = interfere
+        await sender.send([b"1", b"2", b"3"])
+        await sender.send([b"4", b"5"])
+        if refused:
+            assert await new.receive() == [b"1", b"2", b"3"]
+        assert await new.receive() == [b"4", b"5"]
+
+
+async def test_a_peer_that_goes_in_the_middle_of_a_message_cuts_nothing(context: Context) -> None:
+    """The message goes whole to the next peer, or was lost with the old one; the next one arrives.
+
+    If libzmq refuses a frame in the middle, it has dropped what it had of that message, and drops
+    on up to the last frame it is given. Whether it does so is a race of a few microseconds; a few
+    of these rounds win it.
+    """
+    for _ in range(500):
+        await lose_the_peer_in_the_middle_of_a_message(context)
 
 
 # -- the end --------------------------------------------------------------------------------------

@@ -210,7 +210,7 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         """Send all of a message and return True, or nothing and return False."""
         self._check_open()
         last = len(frames) - 1
-        left = iter(frames)
+        left = iter(tuple(frames))
         flags = [_MORE] * last + [_LAST]
         try:
             # The loop over the frames runs in C, where no exception can be planted between two of
