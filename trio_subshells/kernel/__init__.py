@@ -23,10 +23,10 @@ The messages between the actors are in `_messages`; how a running cell is ended 
 from __future__ import annotations
 
 from ._cell import Cell
-from ._control import SubshellState
 from ._errors import SubshellUnjoinable, UnknownSubshell
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
+from ._life import SubshellState, SubshellStatistics
 from ._main import main
 from ._running import (
     KernelStatistics,
@@ -81,6 +81,7 @@ __all__ = [
     "SubshellHandle",
     "SubshellInfo",
     "SubshellState",
+    "SubshellStatistics",
     "SubshellUnjoinable",
     "UnknownSubshell",
     "current_kernel",

@@ -9,7 +9,6 @@ Nothing of a kernel author's runs here, save the cancellers of rung 0 (see `_lad
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 import uuid
@@ -35,6 +34,7 @@ from ._errors import SubshellUnjoinable, UnknownSubshell
 from ._guard import CellGuard, EndReason
 from ._kernel import Kernel
 from ._ladder import end_cell
+from ._life import SubshellLife
 from ._messages import (
     AbortPending,
     AddRoute,
@@ -64,37 +64,6 @@ DELETE_TIMEOUT: Final = 5.0
 """Seconds that a busy subshell has to end, unless the request says otherwise (``timeout``)."""
 INTERRUPT_TIMEOUT: Final = 5.0
 """Seconds after which an interrupt that had no effect is reported as such."""
-
-
-class SubshellState(enum.Enum):
-    """What a subshell is doing, as others can see it."""
-
-    IDLE = "idle"
-    BUSY = "busy"
-    DELETING = "deleting"
-    UNJOINABLE = "unjoinable"
-    DELETED = "deleted"
-
-
-class _Entry:
-    """What the control handler knows of one subshell."""
-
-    def __init__(self, info: SubshellInfo, ref: ActorRef, guard: CellGuard) -> None:
-        self.info = info
-        self.ref = ref
-        self.guard = guard
-        self.ending = False
-        self.unjoinable = False
-        self.gone = trio.Event()
-
-    @property
-    def state(self) -> SubshellState:
-        """At this moment."""
-        if self.unjoinable:
-            return SubshellState.UNJOINABLE
-        if self.ending:
-            return SubshellState.DELETING
-        return SubshellState.IDLE if self.guard.running is None else SubshellState.BUSY
 
 
 class ControlHandler(Actor):
@@ -130,7 +99,7 @@ class ControlHandler(Actor):
         self._kernel_info = kernel_info
         self._on_shutdown = on_shutdown
         self._on_unjoinable = on_unjoinable
-        self._entries: dict[str | None, _Entry] = {}
+        self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
         self._shutting_down = False
         self._ended = trio.Event()
@@ -153,9 +122,9 @@ class ControlHandler(Actor):
 
     async def _serve_letter(self, letter: Letter) -> None:
         match letter.message:
-            case Adopt(subshell, guard, wiring):
+            case Adopt(life, wiring):
                 self._wiring = wiring
-                await self._take_in(_Entry(SubshellInfo(None), subshell, guard))
+                await self._take_in(life)
                 self._adopted.set()
                 letter.reply()
             case Create(host):
@@ -172,7 +141,7 @@ class ControlHandler(Actor):
                 await self._shut_down(timeout)
                 letter.reply()
             case Describe():
-                letter.reply({key: entry.state for key, entry in self._entries.items()})
+                letter.reply(dict(self._lives))
 
     # --------------------------------------------------------------------- requests of clients
 
@@ -233,7 +202,7 @@ class ControlHandler(Actor):
                 await self._shut_down(SHUTDOWN_TIMEOUT)
                 return {"status": "ok", "restart": restart}
             case "create_subshell_request" if self._kernel.subshells:
-                return {"status": "ok", "subshell_id": await self._create(None)}
+                return {"status": "ok", "subshell_id": (await self._create(None)).info.id}
             case "delete_subshell_request" if self._kernel.subshells:
                 timeout = request.field("timeout", float, DELETE_TIMEOUT)
                 await self._delete(request.field("subshell_id", str), max(0.0, timeout))
@@ -244,16 +213,16 @@ class ControlHandler(Actor):
                 return unknown_type(other, "control")
 
     def _list(self) -> dict[str, Any]:
-        children = {key: entry for key, entry in self._entries.items() if key is not None}
+        children = {key: life for key, life in self._lives.items() if key is not None}
         content: dict[str, Any] = {"status": "ok", "subshell_id": list(children)}
-        unjoinable = [key for key, entry in children.items() if entry.unjoinable]
+        unjoinable = [key for key, life in children.items() if life.unjoinable]
         if unjoinable:
             content["unjoinable"] = unjoinable
         return content
 
     # --------------------------------------------------------------------------- create, delete
 
-    async def _create(self, host: Host | None) -> str:
+    async def _create(self, host: Host | None) -> SubshellLife:
         await self._adopted.wait()
         if self._shutting_down:
             raise RuntimeError("the kernel is shutting down")
@@ -272,8 +241,9 @@ class ControlHandler(Actor):
         except BaseException:
             ref.cancel()
             raise
-        await self._take_in(_Entry(info, ref, guard))
-        return subshell_id
+        life = SubshellLife(info, ref, guard)
+        await self._take_in(life)
+        return life
 
     async def _spawn(self, subshell: Subshell, name: str, host: Host) -> ActorRef:
         if isinstance(host, ThreadHost):
@@ -283,27 +253,27 @@ class ControlHandler(Actor):
         ref: ActorRef = await self._wiring.nest.ask(Spawn(subshell, name), timeout=math.inf)
         return ref
 
-    async def _take_in(self, entry: _Entry) -> None:
+    async def _take_in(self, life: SubshellLife) -> None:
         """The subshell serves requests: let the shell channel know, and watch over it."""
-        self._entries[entry.info.id] = entry
-        await self._wiring.shell.ask(AddRoute(entry.info.id, entry.ref), timeout=math.inf)
-        self._nursery.start_soon(self._forget_when_ended, entry)
+        self._lives[life.info.id] = life
+        await self._wiring.shell.ask(AddRoute(life.info.id, life.ref), timeout=math.inf)
+        self._nursery.start_soon(self._forget_when_ended, life)
 
-    async def _forget_when_ended(self, entry: _Entry) -> None:
+    async def _forget_when_ended(self, life: SubshellLife) -> None:
         """However a subshell ends, also by itself: nothing stays unanswered, and its id is gone."""
-        ended = await entry.ref.watch()
+        ended = await life.ref.watch()
         if ended.error is not None:
-            _log.error("subshell %s has died", entry.info.name, exc_info=ended.error)
-        await self._wiring.shell.ask(RemoveRoute(entry.info.id), timeout=math.inf)
-        await self._wiring.shell.ask(AbortPending(entry.info.id), timeout=math.inf)
-        del self._entries[entry.info.id]
-        entry.gone.set()
+            _log.error("subshell %s has died", life.info.name, exc_info=ended.error)
+        await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+        await self._wiring.shell.ask(AbortPending(life.info.id), timeout=math.inf)
+        del self._lives[life.info.id]
+        life.gone.set()
 
     async def _delete(self, subshell_id: str, timeout: float) -> None:
-        entry = self._entries.get(subshell_id)
-        if entry is None:
+        life = self._lives.get(subshell_id)
+        if life is None:
             raise UnknownSubshell(f"there is no subshell {subshell_id!r}")
-        if not await self._end(entry, EndReason.DELETED, timeout):
+        if not await self._end(life, EndReason.DELETED, timeout):
             raise SubshellUnjoinable(
                 f"subshell {subshell_id!r} has not ended within {timeout:g} s: the cell that it "
                 "runs neither awaits nor computes in Python, so it is in a call that can't be "
@@ -311,47 +281,46 @@ class ControlHandler(Actor):
                 "that call returns."
             )
 
-    async def _end(self, entry: _Entry, reason: EndReason, timeout: float) -> bool:
+    async def _end(self, life: SubshellLife, reason: EndReason, timeout: float) -> bool:
         """Cancel a subshell, and wait until it is joined; returns whether it is, in that time."""
-        if not entry.ending:
-            entry.ending = True
-            await self._wiring.shell.ask(RemoveRoute(entry.info.id), timeout=math.inf)
-            entry.guard.close(reason)
-            entry.ref.cancel()
+        if life.guard.closed is None:
+            life.guard.close(reason)
+            await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+            life.ref.cancel()
         with trio.move_on_after(timeout):
-            async with move_on_when(entry.gone.wait):
+            async with move_on_when(life.gone.wait):
                 # No other cell starts, as the guard is closed; but what the author's code does
                 # when its subshell ends may take a while, too.
-                await end_cell(entry.guard, entry.guard.generation, reason, deadline=timeout)
+                await end_cell(life.guard, life.guard.generation, reason, deadline=timeout)
                 await trio.sleep_forever()
-        if entry.gone.is_set():
+        if life.gone.is_set():
             return True
-        entry.unjoinable = True
-        running = entry.guard.running
+        life.unjoinable = True
+        running = life.guard.running
         keep = running if isinstance(running, int) else None
-        await self._wiring.shell.ask(AbortPending(entry.info.id, keep), timeout=math.inf)
+        await self._wiring.shell.ask(AbortPending(life.info.id, keep), timeout=math.inf)
         return False
 
     # ---------------------------------------------------------------------- interrupt, deadlines
 
     async def _interrupt(self, interrupt: Interrupt) -> None:
         if interrupt.everywhere:
-            entries = list(self._entries.values())
-        elif interrupt.subshell_id in self._entries:
-            entries = [self._entries[interrupt.subshell_id]]
+            lives = list(self._lives.values())
+        elif interrupt.subshell_id in self._lives:
+            lives = [self._lives[interrupt.subshell_id]]
         else:
             raise UnknownSubshell(f"there is no subshell {interrupt.subshell_id!r}")
         stuck: list[str] = []
 
-        async def one(entry: _Entry, generation: int) -> None:
+        async def one(life: SubshellLife, generation: int) -> None:
             if not await end_cell(
-                entry.guard, generation, EndReason.INTERRUPTED, deadline=interrupt.timeout
+                life.guard, generation, EndReason.INTERRUPTED, deadline=interrupt.timeout
             ):
-                stuck.append(entry.info.name)
+                stuck.append(life.info.name)
 
         async with trio.open_nursery() as nursery:
-            for entry in entries:
-                nursery.start_soon(one, entry, entry.guard.generation)
+            for life in lives:
+                nursery.start_soon(one, life, life.guard.generation)
         if stuck:
             raise TimeoutError(
                 f"what runs in {', '.join(sorted(stuck))} has not ended within "
@@ -377,14 +346,14 @@ class ControlHandler(Actor):
         self._shutting_down = True
         joined: list[bool] = []
 
-        async def end(entry: _Entry) -> None:
-            joined.append(await self._end(entry, EndReason.SHUTDOWN, timeout))
+        async def end(life: SubshellLife) -> None:
+            joined.append(await self._end(life, EndReason.SHUTDOWN, timeout))
 
         async with trio.open_nursery() as nursery:
-            for entry in list(self._entries.values()):
-                nursery.start_soon(end, entry)
+            for life in list(self._lives.values()):
+                nursery.start_soon(end, life)
         if not all(joined):
-            names = ", ".join(entry.info.name for entry in self._entries.values())
+            names = ", ".join(life.info.name for life in self._lives.values())
             _log.error("the kernel shuts down although these can't be ended: %s", names)
             self._nursery.start_soon(self._on_unjoinable)
         self._ended.set()

@@ -21,6 +21,7 @@ from ..wire import Envelope, Header, Message
 
 if TYPE_CHECKING:
     from ._guard import CellGuard
+    from ._life import SubshellLife
     from ._output import OutputPort
     from ._subshell import Subshell, Wiring
 
@@ -126,14 +127,13 @@ class TakeWhatIsThere:
 class Adopt:
     """Asked once, at the start: here is the main shell, and what all subshells are given."""
 
-    subshell: ActorRef
-    guard: CellGuard
+    life: SubshellLife
     wiring: Wiring
 
 
 @attrs.frozen
 class Create:
-    """Asked by a handle's maker: create a subshell; answered with its id.
+    """Asked by a handle's maker: create a subshell; answered with its `SubshellLife`.
 
     Attributes:
         host: where it is to live; None for the kernel's own choice.
@@ -182,7 +182,7 @@ class Shutdown:
 
 @attrs.frozen
 class Describe:
-    """Asked by whoever wants to see it: the state of each subshell."""
+    """Asked by whoever wants to see them: the `SubshellLife` of each subshell, by id."""
 
 
 # ---------------------------------------------------------------------------------- to others

@@ -30,11 +30,12 @@ from ..actors import (
 )
 from ..sockets import InprocTransport, SocketOptions, open_context
 from ..wire import Channel, ConnectionInfo, Header, WireSession
-from ._control import DELETE_TIMEOUT, INTERRUPT_TIMEOUT, SubshellState
+from ._control import DELETE_TIMEOUT, INTERRUPT_TIMEOUT
 from ._errors import UnknownSubshell
 from ._guard import CellGuard, Raiser
 from ._io import IOParts, IOThread, WhatIsThere, ports_of
 from ._kernel import Kernel
+from ._life import SubshellLife, SubshellState, SubshellStatistics
 from ._messages import (
     Adopt,
     AreYouReady,
@@ -75,11 +76,11 @@ class KernelStatistics:
     """A snapshot of a kernel.
 
     Attributes:
-        subshells: what each one is doing, by id; None is the main shell.
+        subshells: one entry each; the main shell is the first.
         actors: every actor of the kernel.
     """
 
-    subshells: Mapping[str | None, SubshellState]
+    subshells: tuple[SubshellStatistics, ...]
     actors: SystemStatistics
 
 
@@ -102,6 +103,7 @@ class RunningKernel:
         self._parts = parts
         self._session = session
         self._closed = closed
+        self._main: SubshellLife  # set by open_kernel, before anybody else has this object
         self.connection = connection
         """Where clients connect, with the ports that are really used; None if they can't."""
 
@@ -110,7 +112,7 @@ class RunningKernel:
     @property
     def main(self) -> SubshellHandle:
         """The main shell. It can't be deleted, only interrupted."""
-        return SubshellHandle(self, None)
+        return SubshellHandle(self, self._main)
 
     @asynccontextmanager
     async def spawn_subshell(self, *, host: Host | None = None) -> AsyncIterator[SubshellHandle]:
@@ -143,8 +145,8 @@ class RunningKernel:
         Raises:
             RuntimeError: it can't be set up; the message says why.
         """
-        subshell_id: str = await self._parts.control.ask(Create(host), timeout=math.inf)
-        return SubshellHandle(self, subshell_id)
+        life: SubshellLife = await self._parts.control.ask(Create(host), timeout=math.inf)
+        return SubshellHandle(self, life)
 
     async def delete_subshell(self, subshell_id: str, *, timeout: float = DELETE_TIMEOUT) -> None:
         """Delete a subshell: what runs is cancelled, what is queued aborted; then it is joined.
@@ -159,12 +161,12 @@ class RunningKernel:
         """
         await self._parts.control.ask(Delete(subshell_id, timeout), timeout=math.inf)
 
-    async def subshells(self) -> Mapping[str | None, SubshellState]:
-        """What each subshell is doing, by id; None is the main shell."""
-        states: Mapping[str | None, SubshellState] = await self._parts.control.ask(
+    async def subshells(self) -> Mapping[str | None, SubshellHandle]:
+        """Every subshell there is, by id, whoever created it; None is the main shell."""
+        lives: dict[str | None, SubshellLife] = await self._parts.control.ask(
             Describe(), timeout=math.inf
         )
-        return states
+        return {key: SubshellHandle(self, life) for key, life in lives.items()}
 
     async def interrupt(self, *, timeout: float = INTERRUPT_TIMEOUT) -> None:
         """Interrupt what runs, in every subshell, and wait until it has ended.
@@ -186,7 +188,10 @@ class RunningKernel:
 
     async def statistics(self) -> KernelStatistics:
         """A snapshot."""
-        return KernelStatistics(await self.subshells(), self._system.statistics())
+        subshells = (await self.subshells()).values()
+        return KernelStatistics(
+            tuple(subshell.statistics() for subshell in subshells), self._system.statistics()
+        )
 
     def tree(self) -> str:
         """Which actor lives where, and in which state; a line each, for people."""
@@ -196,9 +201,10 @@ class RunningKernel:
 class SubshellHandle:
     """A subshell of this process's kernel, usable in any trio loop; it keeps nothing alive."""
 
-    def __init__(self, kernel: RunningKernel, subshell_id: str | None) -> None:
+    def __init__(self, kernel: RunningKernel, life: SubshellLife) -> None:
         self._kernel = kernel
-        self.id = subshell_id
+        self._life = life
+        self.id = life.info.id
         """Its id, as clients know it; None is the main shell."""
 
     async def execute(
@@ -262,12 +268,17 @@ class SubshellHandle:
             raise ValueError("the main shell can't be deleted: shut the kernel down instead")
         await self._kernel.delete_subshell(self.id, timeout=timeout)
 
-    async def state(self) -> SubshellState:
-        """What it is doing at this moment."""
-        return (await self._kernel.subshells()).get(self.id, SubshellState.DELETED)
+    @property
+    def state(self) -> SubshellState:
+        """What it is doing at this moment; from any thread."""
+        return self._life.state
+
+    def statistics(self) -> SubshellStatistics:
+        """A snapshot; from any thread."""
+        return self._life.statistics()
 
     def __repr__(self) -> str:
-        return f"<SubshellHandle {SubshellInfo(self.id).name}>"
+        return f"<SubshellHandle {self._life.info.name} {self.state.value}>"
 
 
 def _output_parent(header: Header) -> Header:
@@ -370,7 +381,8 @@ async def open_kernel(
                     capacity=math.inf,
                 )
                 await main.ask(AreYouReady(), timeout=math.inf)
-                await parts.control.ask(Adopt(main, guard, wiring), timeout=math.inf)
+                running._main = SubshellLife(SubshellInfo(None), main, guard)
+                await parts.control.ask(Adopt(running._main, wiring), timeout=math.inf)
                 try:
                     yield running
                 finally:

@@ -1,0 +1,78 @@
+"""The life of one subshell, as the control handler drives it and everybody may see it."""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+import trio
+
+from ..actors import ActorRef, ActorState, ActorStatistics
+from ._guard import CellGuard
+from ._types import SubshellInfo
+
+
+class SubshellState(enum.Enum):
+    """What a subshell is doing.
+
+    An idle one waits for requests, a busy one serves one. One that is being deleted takes no
+    requests any more; it is unjoinable if it has not ended in the time it was given, until the call
+    that it is stuck in returns. Then its thread is joined, and it is deleted.
+    """
+
+    IDLE = "idle"
+    BUSY = "busy"
+    DELETING = "deleting"
+    UNJOINABLE = "unjoinable"
+    DELETED = "deleted"
+
+
+@attrs.frozen
+class SubshellStatistics:
+    """A snapshot of a subshell.
+
+    Attributes:
+        id: its id; None is the main shell.
+        state: what it is doing.
+        served: how many requests it has begun to serve.
+        actor: of its actor.
+    """
+
+    id: str | None
+    state: SubshellState
+    served: int
+    actor: ActorStatistics
+
+
+class SubshellLife:
+    """Written by the control handler, in its own loop; `state` and `statistics` are for any thread.
+
+    Args:
+        info: which subshell it is.
+        ref: its actor.
+        guard: by which its cells are ended.
+    """
+
+    def __init__(self, info: SubshellInfo, ref: ActorRef, guard: CellGuard) -> None:
+        self.info = info
+        self.ref = ref
+        self.guard = guard
+        self.unjoinable = False
+        self.gone = trio.Event()
+
+    @property
+    def state(self) -> SubshellState:
+        """At this moment."""
+        if self.ref.state.ended:
+            return SubshellState.DELETED
+        if self.unjoinable:
+            return SubshellState.UNJOINABLE
+        if self.guard.closed is not None or self.ref.state is ActorState.CANCELLING:
+            return SubshellState.DELETING
+        return SubshellState.IDLE if self.guard.running is None else SubshellState.BUSY
+
+    def statistics(self) -> SubshellStatistics:
+        """At this moment."""
+        return SubshellStatistics(
+            self.info.id, self.state, self.guard.generation, self.ref.statistics()
+        )
