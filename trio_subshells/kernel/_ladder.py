@@ -14,6 +14,7 @@ import logging
 from typing import Final
 
 import trio
+from trio_util import move_on_when
 
 from ._guard import CellGuard, EndReason
 
@@ -43,19 +44,16 @@ async def end_cell(
         return True
     pause = FIRST_PAUSE
     with trio.move_on_after(deadline):
-        while True:
-            for canceller in guard.cancellers(generation):
-                try:
-                    canceller()
-                except Exception:
-                    _log.exception("a canceller of a cell has failed")
-            guard.cancel(generation)
-            with trio.move_on_after(pause):
-                await ended.wait()
-                return True
-            guard.strike(generation)
-            with trio.move_on_after(pause):
-                await ended.wait()
-                return True
-            pause = min(2 * pause, LONGEST_PAUSE)
+        async with move_on_when(ended.wait):
+            while True:
+                for canceller in guard.cancellers(generation):
+                    try:
+                        canceller()
+                    except Exception:
+                        _log.exception("a canceller of a cell has failed")
+                guard.cancel(generation)
+                await trio.sleep(pause)
+                guard.strike(generation)
+                await trio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
     return ended.resolved
