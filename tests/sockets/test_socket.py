@@ -648,6 +648,33 @@ async def test_closing_wakes_everybody_who_waits(context: Context) -> None:
     assert sorted(woken) == ["receive", "send", "send"]
 
 
+async def test_closing_in_the_moment_of_waking_is_no_other_error(context: Context) -> None:
+    """Room is made, and before the sender that this has woken runs, the socket is closed.
+
+    trio shuffles the tasks of one round, so that in about half of these the sender runs first.
+    """
+    closed = 0
+    for _ in range(40):
+        left, right = pair(context, sndhwm=1, rcvhwm=1)
+
+        async def send(left: Socket) -> None:
+            nonlocal closed
+            try:
+                await left.send([b"waited"])
+            except trio.ClosedResourceError:
+                closed += 1
+
+        with left, right, trio.fail_after(HANG):
+            fill(left)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, left)
+                await trio.testing.wait_all_tasks_blocked()
+                drain(right)
+                await trio.lowlevel.checkpoint()
+                left.close()
+    assert 0 < closed < 40
+
+
 async def test_a_closed_socket_refuses_everything(context: Context) -> None:
     socket = context.socket(zmq.DEALER, name="gone")
     await socket.aclose()

@@ -298,7 +298,7 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         finally:
             self._holder = None
             self._parked.unpark_all()
-        if direction == _SEND:
+        if direction == _SEND and not self._closed:
             self._events()  # see above: a failing send alone might leave the descriptor readable
 
     def _look(self) -> None:
