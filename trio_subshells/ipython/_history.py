@@ -131,8 +131,12 @@ class HistoryStore:
             self._something.wait()
             self._stop.wait(DELAY)
             self._something.clear()
-            if self._pending:
-                self.flush()
+            self._flush_pending()
+        self._flush_pending()
+
+    def _flush_pending(self) -> None:
+        if self._pending:
+            self.flush()
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:

@@ -477,7 +477,7 @@ class TrioShell(InteractiveShell):
         return self.loop_runner_map["trio"][0]
 
     @validate("loop_runner")
-    def _check_loop_runner(self, proposal: dict[str, Any]) -> Any:
+    def _import_runner(self, proposal: dict[str, Any]) -> Any:
         if proposal["value"] not in ("trio", self.loop_runner_map["trio"][0]):
             raise TraitError("cells always await in trio here; use: %autoawait on, or off")
         return self.loop_runner_map["trio"][0]

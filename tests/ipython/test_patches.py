@@ -1,0 +1,91 @@
+"""What is changed in the process, and given back."""
+
+from __future__ import annotations
+
+import builtins
+import getpass
+import os
+import sys
+import threading
+import warnings
+
+import pytest
+
+from trio_subshells.ipython._patches import replace_attribute, replace_item
+
+
+def snapshot() -> dict[str, object]:
+    return {
+        "stdout": sys.stdout,
+        "stderr": sys.stderr,
+        "displayhook": sys.displayhook,
+        "excepthook": sys.excepthook,
+        "ps1": getattr(sys, "ps1", None),
+        "main": sys.modules["__main__"],
+        "builtins": {name: vars(builtins)[name] for name in vars(builtins) if name != "_"},
+        "getpass": getpass.getpass,
+        "start": threading.Thread.start,
+        "environ": dict(os.environ),
+        "filters": list(warnings.filters),
+    }
+
+
+async def test_everything_is_given_back(open_living, threads) -> None:
+    async with open_living():
+        pass  # IPython's imports leave traces of their own, once
+    before, threads_before = snapshot(), threads()
+    async with open_living() as living:
+        await living.main.run("print('x')\n1 / 0")
+        await living.main.run("import threading\nthreading.Thread(target=print).start()")
+        changed = snapshot()
+        assert changed["stdout"] is not before["stdout"]
+        assert changed["main"] is not before["main"]
+    assert snapshot() == before
+    assert threads() <= threads_before
+
+
+async def test_it_is_given_back_after_an_error_too(open_living) -> None:
+    stdout = sys.stdout
+    with pytest.raises(KeyError):
+        async with open_living():
+            raise KeyError
+    assert sys.stdout is stdout
+
+
+async def test_input_asks_the_client(main) -> None:
+    main.recorder.answers[:] = ["Ann", "secret", "y"]
+    assert (await main.run("input('name: ')")).result == "'Ann'"
+    assert (await main.run("import getpass\ngetpass.getpass()")).result == "'secret'"
+    assert (await main.run("input(5)")).result == "'y'"
+    assert main.recorder.prompts == [("name: ", False), ("Password: ", True), ("5", False)]
+
+
+@pytest.mark.parametrize("code", ["input()", "import getpass\ngetpass.getpass()"])
+async def test_input_that_the_client_cannot_give(main, code: str) -> None:
+    ran = await main.run(code, allow_stdin=False)
+    assert ran.error is not None
+    assert ran.error.ename == "StdinNotImplementedError"
+    assert "allow_stdin is false" in ran.error.evalue
+
+
+async def test_names_are_there_in_modules_too(main) -> None:
+    assert builtins.get_ipython() is main.kernel.shell
+    assert callable(builtins.display)
+    assert not hasattr(builtins, "exit")
+
+
+def test_an_undo_puts_back_also_what_was_not_there() -> None:
+    mapping = {"a": 1}
+    undo_a, undo_b = replace_item(mapping, "a", 2), replace_item(mapping, "b", 3)
+    assert mapping == {"a": 2, "b": 3}
+    undo_b()
+    undo_a()
+    assert mapping == {"a": 1}
+
+    class Owner:
+        attribute = 1
+
+    undo = replace_attribute(Owner, "attribute", 2)
+    assert Owner.attribute == 2
+    undo()
+    assert Owner.attribute == 1
