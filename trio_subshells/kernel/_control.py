@@ -44,6 +44,7 @@ from ._messages import (
     Delete,
     Describe,
     Interrupt,
+    Leave,
     RemoveRoute,
     Shutdown,
     Spawn,
@@ -140,6 +141,8 @@ class ControlHandler(Actor):
             case Shutdown(timeout):
                 await self._shut_down(timeout)
                 letter.reply()
+            case Leave():
+                self._on_shutdown()
             case Describe():
                 letter.reply(dict(self._lives))
 

@@ -23,7 +23,10 @@ _log = logging.getLogger("trio_subshells.kernel")
 FIRST_PAUSE: Final = 0.02
 """Seconds that a cell has for each of the first two rungs to take effect."""
 LONGEST_PAUSE: Final = 0.25
-"""Seconds between later attempts: a cell may have caught the first `KeyboardInterrupt`."""
+"""Seconds between later attempts at hitting a cell that was not to be hit before."""
+PAUSE_AFTER_HIT: Final = 0.5
+"""Seconds that a cell has, once hit, to clean up and to say where it was; it may also have caught
+the `KeyboardInterrupt`, and needs another."""
 
 
 async def end_cell(
@@ -53,7 +56,7 @@ async def end_cell(
                         _log.exception("a canceller of a cell has failed")
                 guard.cancel(generation)
                 await trio.sleep(pause)
-                guard.strike(generation)
-                await trio.sleep(pause)
+                hit = guard.strike(generation)
+                await trio.sleep(PAUSE_AFTER_HIT if hit else pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
     return ended.resolved

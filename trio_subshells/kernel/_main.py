@@ -163,8 +163,12 @@ async def _serve_until_shut_down(
 
 
 async def _leave_by_force() -> None:
-    """The kernel is shut down, but a thread is stuck in a call that doesn't return."""
-    await trio.sleep(LAST_WORDS)
+    """The kernel is shut down, but a thread is stuck in a call that doesn't return.
+
+    Shielded, as everything else is about to be cancelled, and would wait for that thread.
+    """
+    with trio.CancelScope(shield=True):
+        await trio.sleep(LAST_WORDS)
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
             stream.flush()

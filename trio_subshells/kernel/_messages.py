@@ -61,6 +61,11 @@ class AreYouReady:
     """Asked of a new subshell; answered once it can serve requests."""
 
 
+@attrs.frozen
+class ThatIsAll:
+    """Told by the shell channel: what came before this had reached the kernel when it was asked."""
+
+
 # ---------------------------------------------------------------------------- to shell channel
 
 
@@ -117,7 +122,12 @@ class AbortPending:
 
 @attrs.frozen
 class TakeWhatIsThere:
-    """Asked by a subshell before it aborts its queue: route what has reached the socket by now."""
+    """Told by a subshell before it aborts its queue: route what has reached the socket by now.
+
+    Then a `ThatIsAll` follows it into the subshell's mailbox.
+    """
+
+    subshell_id: str | None
 
 
 # -------------------------------------------------------------------------- to control handler
@@ -178,6 +188,11 @@ class Shutdown:
     """Asked by the kernel's scope at its end, or forwarded by the shell channel: end everything."""
 
     timeout: float
+
+
+@attrs.frozen
+class Leave:
+    """Told by the shell channel once it has answered a client's shutdown: the process may end."""
 
 
 @attrs.frozen

@@ -25,10 +25,12 @@ from ._messages import (
     AbortPending,
     AddRoute,
     Answer,
+    Leave,
     RemoveRoute,
     Shutdown,
     Submit,
     TakeWhatIsThere,
+    ThatIsAll,
     Work,
     error_content,
     reply_type,
@@ -130,9 +132,10 @@ class ShellChannel(Actor):
                 letter.reply()
             case AbortPending(subshell_id, keep):
                 letter.reply(self._abort(subshell_id, keep))
-            case TakeWhatIsThere():
+            case TakeWhatIsThere(subshell_id):
                 self._take_what_is_there(nursery)
-                letter.reply()
+                if subshell_id in self._routes:  # else it is being ended, and waits for nothing
+                    self._routes[subshell_id].tell_nowait(ThatIsAll())
 
     # --------------------------------------------------------------------- requests of clients
 
@@ -158,11 +161,22 @@ class ShellChannel(Actor):
         if msg_type in REQUEST_TYPES or msg_type in COMM_TYPES:
             self._pass_on(envelope, envelope.header, None)
         elif msg_type in self._known:
-            self._serve_here(envelope, self._known[msg_type])
+            self._serve_known(envelope)
         elif msg_type == "shutdown_request":
             nursery.start_soon(self._shut_down, envelope)
         else:
             self._serve_here(envelope, unknown_type(msg_type, "shell"))
+
+    def _serve_known(self, request: Envelope) -> None:
+        content = self._known[request.header.msg_type]
+        try:
+            subshell_id = _subshell_of(request)
+        except MalformedMessage as error:
+            content = error_content("MalformedMessage", str(error))
+        else:
+            if subshell_id is not None and subshell_id not in self._routes:
+                content = unknown_subshell(subshell_id)
+        self._serve_here(request, content)
 
     def _pass_on(
         self, request: Envelope | Message, output_parent: Header, letter: Letter | None
@@ -219,6 +233,7 @@ class ShellChannel(Actor):
         await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=10 * SHUTDOWN_TIMEOUT)
         self._send(request, {"status": "ok", "restart": restart})
         self._output.status("idle", request.header)
+        await self._control.tell(Leave())
 
     # ------------------------------------------------------------------------ answers to clients
 

@@ -12,7 +12,6 @@ queued is answered by the shell channel.
 from __future__ import annotations
 
 import logging
-import math
 import time
 import traceback
 from collections import deque
@@ -35,6 +34,7 @@ from ._messages import (
     AreYouReady,
     FlushLater,
     TakeWhatIsThere,
+    ThatIsAll,
     WatchDeadline,
     Work,
     error_content,
@@ -137,6 +137,7 @@ class Subshell(Actor):
         self._new_work = trio.lowlevel.ParkingLot()
         self._comms: deque[Work] = deque()
         self._new_comm = trio.lowlevel.ParkingLot()
+        self._all_is_there = trio.Event()
         self._count = 0
         self._executed: deque[HistoryEntry] = deque(maxlen=LONGEST_HISTORY)
         self._state: Any = None
@@ -145,7 +146,6 @@ class Subshell(Actor):
         """Serve until cancelled."""
         wiring = self._wiring
         self._raiser = self._make_raiser()
-        self._mailbox = mailbox
         place.set(Place(wiring.running, self._info))
         async with open_publisher(wiring.context, wiring.publisher_url) as publisher:
             self._output = OutputPort(wiring.session, publisher, wiring.flush_later)
@@ -171,6 +171,8 @@ class Subshell(Actor):
                 else:
                     self._backlog.append(work)
                     self._new_work.unpark()
+            case ThatIsAll():
+                self._all_is_there.set()
             case AreYouReady():
                 letter.reply()
 
@@ -184,17 +186,19 @@ class Subshell(Actor):
             work = self._backlog.popleft()
             header = work.request.header
             self._output.status("busy", header)
+            to_abort: list[Work] = []
             try:
-                stop = await self._serve_one(work)
+                to_abort = await self._serve_one(work)
             finally:
                 self._output.status("idle", header)
-            if stop:
-                await self._abort_executes()
-            else:
-                await trio.lowlevel.checkpoint()
+            for aborted in to_abort:
+                self._output.status("busy", aborted.request.header)
+                self._answer(aborted, {"status": "aborted"})
+                self._output.status("idle", aborted.request.header)
+            await trio.lowlevel.checkpoint()
 
-    async def _serve_one(self, work: Work) -> bool:
-        """Serve and answer; returns whether the queue is to be aborted after it."""
+    async def _serve_one(self, work: Work) -> list[Work]:
+        """Serve and answer; returns what of the queue is to be aborted after it."""
         stop_on_error = False
         started = datetime.now(UTC).isoformat()
         content: dict[str, Any]
@@ -217,8 +221,14 @@ class Subshell(Actor):
                 raise
             _log.exception("a %s has failed", work.request.header.msg_type)
             content = _error_of(error)
-        self._answer(work, content, started)
-        return stop_on_error and content["status"] == "error"
+        try:
+            if stop_on_error and content["status"] == "error":
+                # What is sent once the error is known is sent in spite of it: so this must be
+                # settled before the answer goes out.
+                return await self._take_queued_executes()
+            return []
+        finally:
+            self._answer(work, content, started)
 
     def _answer(self, work: Work, content: dict[str, Any], started: str | None = None) -> None:
         if work.request.header.msg_type == "execute_request":
@@ -244,27 +254,18 @@ class Subshell(Actor):
             idents=work.request.idents,
         )
 
-    async def _abort_executes(self) -> None:
-        """After an error: answer the executes that wait in this subshell with ``aborted``.
-
-        What had reached the kernel's socket by now belongs to them, wherever it is.
-        """
-        await self._wiring.shell.ask(TakeWhatIsThere(), timeout=math.inf)
-        while True:
-            try:
-                self._sort(self._mailbox.receive_nowait())
-            except trio.WouldBlock:
-                break
+    async def _take_queued_executes(self) -> list[Work]:
+        """Take the executes out of the queue, those included that have just reached the socket."""
+        self._all_is_there = trio.Event()
+        self._wiring.shell.tell_nowait(TakeWhatIsThere(self._info.id))
+        await self._all_is_there.wait()
+        taken: list[Work] = []
         kept: deque[Work] = deque()
-        while self._backlog:
-            work = self._backlog.popleft()
-            if work.request.header.msg_type != "execute_request":
-                kept.append(work)
-                continue
-            self._output.status("busy", work.request.header)
-            self._answer(work, {"status": "aborted"})
-            self._output.status("idle", work.request.header)
+        for work in self._backlog:
+            is_execute = work.request.header.msg_type == "execute_request"
+            (taken if is_execute else kept).append(work)
         self._backlog = kept
+        return taken
 
     # ----------------------------------------------------------------------------- execute
 
