@@ -44,6 +44,22 @@ async def test_range_tail_and_search(main) -> None:
     assert await lines(main, "search", pattern="a*", unique=True) == ["a = 1"]
 
 
+async def test_sessions_have_their_numbers(living) -> None:
+    async def body(shell):
+        await shell.run("'sub'")
+        return await numbers(shell, "range"), await numbers(shell, "tail", n=1)
+
+    async def numbers(shell, access: str, **rest) -> set[int]:
+        found = await shell.kernel.history(request(shell, access, **rest), ())
+        return {entry.session for entry in found}
+
+    await living.main.run("'main'")
+    (number,) = await numbers(living.main, "range")
+    assert await numbers(living.main, "tail", n=1) == {number}
+    assert await numbers(living.main, "range", session=number) == {number}
+    assert await living.elsewhere("sub", body) == ({number + 1}, {number + 1})
+
+
 async def test_outputs_on_demand(main) -> None:
     await main.run("'r'")
     await main.run("x = 1")

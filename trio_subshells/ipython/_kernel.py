@@ -230,6 +230,7 @@ class IPythonKernel(Kernel):
                 request.pattern, raw=raw, output=output, n=request.n, unique=request.unique
             )
         return [
-            HistoryEntry(session, line, *(text if output else (text,)))
+            # IPython says 0 for the current session; a client can't ask for that number elsewhere.
+            HistoryEntry(session or history.session_number, line, *(text if output else (text,)))
             for session, line, text in found
         ]

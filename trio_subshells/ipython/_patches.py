@@ -145,11 +145,10 @@ def _ignore_provisional_completer() -> Callable[[], None]:
     from IPython.core.completer import ProvisionalCompleterWarning
 
     warnings.filterwarnings("ignore", category=ProvisionalCompleterWarning)
-    added = warnings.filters[0]
 
     def undo() -> None:
-        if added in warnings.filters:
-            warnings.filters.remove(added)  # type: ignore[attr-defined]
+        for each in [each for each in warnings.filters if each[2] is ProvisionalCompleterWarning]:
+            warnings.filters.remove(each)  # type: ignore[attr-defined]
 
     return undo
 
