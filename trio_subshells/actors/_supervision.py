@@ -207,7 +207,7 @@ class Supervisor:
         capacity: float = 64,
         on_failure: FailurePolicy | None = None,
     ) -> ActorRef:
-        """Start an actor; returns once it runs in its place. A checkpoint.
+        """Start an actor; returns once its place is there and `run` is called. A checkpoint.
 
         Cancelled, the actor is cancelled too. It belongs to this supervisor from then on: leaving
         the supervisor's scope cancels it and waits for its end.
