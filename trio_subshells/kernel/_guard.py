@@ -125,19 +125,20 @@ class CellGuard:
                 self._raiser = raiser
                 self._scope = scope
                 self._token = trio.lowlevel.current_trio_token()
+            cell = body()
             try:
-                return await _drive(body(), self)
-            except Exception as error:
-                # Whatever it raises now, our ending it is the reason: a database's "interrupted",
-                # a `KeyboardInterrupt` that became something else on its way.
-                if self._reason is not None:
-                    raise CellEnded(self._reason) from error
-                raise
+                return await _drive(cell, self)
+            except GeneratorExit:
+                raise  # the loop itself is being thrown away
             except BaseException as error:
-                if self._reason is not None and _is_end(error):
+                # Whatever it raises now, our ending it is the reason: a database's "interrupted",
+                # a `KeyboardInterrupt` that became something else on its way. Only what is nothing
+                # but cancelled is left to the scope that did it.
+                if self._reason is not None and not _is_cancelled(error):
                     raise CellEnded(self._reason) from error
                 raise
             finally:
+                cell.close()  # it may have been hit before its first line: then it was never begun
                 self._finish()
         assert scope.cancelled_caught
         raise CellEnded(self._reason or EndReason.INTERRUPTED)
@@ -145,6 +146,9 @@ class CellGuard:
     def _finish(self) -> None:
         with self._lock:
             self.running = None
+            self._wanted = (
+                False  # a strike that came after the last step must not meet the next cell
+            )
             self._raiser = None
             self._cancellers.clear()
             watchers, self._watchers = self._watchers, []
@@ -247,11 +251,11 @@ class CellGuard:
         return self.running is not None and self.generation == generation
 
 
-def _is_end(error: BaseException) -> bool:
-    """Whether an exception is what our ending a cell looks like when it leaves the cell."""
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether an exception is nothing but cancellations."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_end(each) for each in error.exceptions)
-    return isinstance(error, KeyboardInterrupt)
+        return all(_is_cancelled(each) for each in error.exceptions)
+    return isinstance(error, trio.Cancelled)
 
 
 class Protection:

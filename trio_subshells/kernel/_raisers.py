@@ -40,6 +40,7 @@ class SignalRaiser:
 
     def __init__(self) -> None:
         self._pending = False
+        self._withdrawn = False
 
     def strike(self) -> None:
         """Interrupt the main thread, a blocking system call included."""
@@ -52,8 +53,10 @@ class SignalRaiser:
             signal.raise_signal(signal.SIGINT)
 
     def withdraw(self) -> None:
-        """Take back what has not been raised yet."""
-        self._pending = False
+        """Take back what has not been raised yet. The signal still comes, and does nothing then."""
+        if self._pending:
+            self._withdrawn = True
+            self._pending = False
 
     @contextmanager
     def installed(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
@@ -68,6 +71,9 @@ class SignalRaiser:
             if self._pending:
                 self._pending = False
                 raise KeyboardInterrupt
+            if self._withdrawn:
+                self._withdrawn = False
+                return
             on_interrupt()
 
         before = signal.signal(signal.SIGINT, handle)
