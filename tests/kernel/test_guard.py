@@ -1,0 +1,456 @@
+"""The guard: an interrupt ends the cell that it was aimed at, and nothing else."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from types import FrameType
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
+from trio_subshells.kernel._raisers import AsyncRaiser, SignalRaiser
+
+from .helpers import HANG, Flag
+
+
+class NotedRaiser:
+    """Raises nothing; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.strikes = 0
+        self.withdrawals = 0
+
+    def strike(self) -> None:
+        self.strikes += 1
+
+    def withdraw(self) -> None:
+        self.withdrawals += 1
+
+
+async def run(guard: CellGuard, body: Callable[[], Awaitable[object]]) -> object:
+    return await guard.run(body, what="a cell", raiser=AsyncRaiser())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fast_switches() -> Iterator[None]:
+    """Let threads take turns as often as can be."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+# ------------------------------------------------------------------------------- what a cell does
+
+
+async def test_a_result_and_an_exception_pass() -> None:
+    guard = CellGuard()
+
+    async def answer() -> int:
+        assert guard.running == "a cell"
+        await trio.lowlevel.checkpoint()
+        return 42
+
+    assert await run(guard, answer) == 42
+    assert guard.running is None
+
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await run(guard, fail)
+    assert guard.running is None
+    assert guard.generation == 2
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(1), KeyboardInterrupt(), GeneratorExit(), StopAsyncIteration()]
+)
+async def test_a_base_exception_of_the_cell_passes(error: BaseException) -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    guard = CellGuard()
+    with pytest.raises(type(error)):
+        await run(guard, fail)
+    assert guard.running is None
+
+
+async def test_what_trio_throws_in_reaches_the_cell() -> None:
+    seen = []
+
+    async def catch() -> str:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            seen.append("cancelled")
+            raise
+        return "not cancelled"
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await run(CellGuard(), catch)
+    assert scope.cancelled_caught
+    assert seen == ["cancelled"]
+
+
+async def test_a_closed_guard_starts_no_cell() -> None:
+    guard = CellGuard()
+    guard.close(EndReason.DELETED)
+
+    async def never() -> None:
+        raise AssertionError("it was started")
+
+    with pytest.raises(CellEnded) as caught:
+        await run(guard, never)
+    assert caught.value.reason is EndReason.DELETED
+    assert not caught.value.started
+
+
+# --------------------------------------------------------------------------------- cancelling
+
+
+async def test_cancel_ends_a_cell_that_awaits() -> None:
+    guard = CellGuard()
+
+    async def end() -> None:
+        await wait_all_tasks_blocked()
+        ended = guard.begin_end(1, EndReason.TIMED_OUT)
+        assert ended is not None
+        guard.cancel(1)
+        await ended.wait()
+
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            with pytest.raises(CellEnded) as caught:
+                await run(guard, trio.sleep_forever)
+    assert caught.value.reason is EndReason.TIMED_OUT
+
+
+async def test_a_wish_for_an_earlier_cell_hits_nothing() -> None:
+    guard = CellGuard()
+    await run(guard, trio.lowlevel.checkpoint)
+    assert guard.begin_end(1, EndReason.INTERRUPTED) is None
+    assert guard.watch(1) is None
+
+    async def later() -> str:
+        assert guard.begin_end(1, EndReason.INTERRUPTED) is None
+        assert guard.cancellers(1) == []
+        guard.cancel(1)
+        assert not guard.strike(1)
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        return "undisturbed"
+
+    assert await run(guard, later) == "undisturbed"
+
+
+async def test_the_end_is_the_reason_whatever_the_cell_makes_of_it() -> None:
+    guard = CellGuard()
+
+    async def turn_it_into_something_else() -> None:
+        guard.begin_end(guard.generation, EndReason.INTERRUPTED)
+        guard.cancel(guard.generation)
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise SystemExit(1)
+
+    with pytest.raises(CellEnded):
+        await run(guard, turn_it_into_something_else)
+
+
+async def test_an_end_in_a_group_with_cancellations_is_the_reason() -> None:
+    """A cell's nursery raises the interrupt together with the cancellations of its tasks."""
+    guard = CellGuard()
+
+    async def with_tasks() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            guard.begin_end(guard.generation, EndReason.INTERRUPTED)
+            guard.cancel(guard.generation)
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as cancelled:
+                raise BaseExceptionGroup("both", [cancelled, KeyboardInterrupt()]) from None
+
+    with pytest.raises(CellEnded) as caught:
+        await run(guard, with_tasks)
+    assert caught.value.reason is EndReason.INTERRUPTED
+
+
+async def test_every_watcher_hears_of_the_end() -> None:
+    guard = CellGuard()
+    first = second = None
+
+    async def watched() -> None:
+        nonlocal first, second
+        first, second = guard.watch(guard.generation), guard.watch(guard.generation)
+
+    await run(guard, watched)
+    assert first is not None
+    assert second is not None
+    await first.wait()
+    await second.wait()
+
+
+# ---------------------------------------------------------------------------------- cancellers
+
+
+async def test_cancellers_are_there_for_their_block_only() -> None:
+    guard = CellGuard()
+
+    def stop() -> None:
+        pass
+
+    async def work() -> None:
+        with guard.canceller(stop):
+            assert guard.cancellers(guard.generation) == [stop]
+        assert guard.cancellers(guard.generation) == []
+
+    await run(guard, work)
+    assert guard.cancellers(guard.generation) == []
+
+
+# ------------------------------------------------------------------------------------ striking
+
+
+def in_thread(main: Callable[[], Awaitable[object]]) -> tuple[threading.Thread, list[object]]:
+    """Run an async function in a thread of its own; the list gets what came of it."""
+    outcome: list[object] = []
+
+    def target() -> None:
+        try:
+            outcome.append(trio.run(main))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    return thread, outcome
+
+
+async def test_a_strike_ends_a_loop_in_another_thread() -> None:
+    guard, spinning = CellGuard(), Flag()
+
+    async def spin() -> None:
+        spinning.set()
+        while True:
+            pass
+
+    thread, outcome = in_thread(lambda: run(guard, spin))
+    with trio.fail_after(HANG):
+        await spinning.wait()
+        ended = guard.begin_end(1, EndReason.INTERRUPTED)
+        assert ended is not None
+        while not guard.strike(1):
+            await trio.lowlevel.checkpoint()
+        await ended.wait()
+    thread.join(HANG)
+    assert [type(each) for each in outcome] == [CellEnded]
+
+
+async def test_nothing_strikes_a_cell_that_awaits() -> None:
+    guard, raiser = CellGuard(), NotedRaiser()
+
+    async def strike() -> None:
+        await wait_all_tasks_blocked()
+        assert not guard.strike(1)
+        event.set()
+
+    event = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(strike)
+        await guard.run(event.wait, what=1, raiser=raiser)
+    assert raiser.strikes == 0
+
+
+async def test_a_strike_waits_for_the_end_of_a_protected_block() -> None:
+    guard, raiser, reached = CellGuard(), NotedRaiser(), []
+
+    async def publish() -> None:
+        with guard.protected():
+            with guard.protected():  # as by a finalizer that prints
+                assert not guard.strike(1)
+            reached.append("the end of the block")
+        reached.append("after it")
+
+    with pytest.raises(KeyboardInterrupt):
+        await guard.run(publish, what=1, raiser=raiser)
+    assert reached == ["the end of the block"]
+    assert raiser.strikes == 0
+
+
+async def test_a_block_in_another_thread_protects_nothing() -> None:
+    guard, raiser = CellGuard(), NotedRaiser()
+
+    async def compute() -> None:
+        def publish() -> None:
+            with guard.protected():
+                entered.set()
+                leave.block()
+
+        entered, leave = Flag(), Flag()
+        thread = threading.Thread(target=publish)
+        thread.start()
+        entered.block()
+        struck = guard.strike(1)
+        leave.set()
+        thread.join()
+        assert struck
+
+    await guard.run(compute, what=1, raiser=raiser)
+    assert raiser.strikes == 1
+    assert raiser.withdrawals >= 1  # the cell ended before it was hit
+
+
+async def test_a_strike_between_two_cells_meets_neither() -> None:
+    """It comes after the last step of a cell, but before that is said to have ended."""
+    guard, raiser = CellGuard(), NotedRaiser()
+    finish = guard._finish
+
+    def finish_late() -> None:
+        assert not guard.strike(1)
+        finish()
+
+    guard._finish = finish_late  # type: ignore[method-assign]
+    await guard.run(trio.lowlevel.checkpoint, what=1, raiser=raiser)
+    guard._finish = finish  # type: ignore[method-assign]
+
+    async def innocent() -> str:
+        with guard.protected():
+            pass
+        return "undisturbed"
+
+    assert await guard.run(innocent, what=2, raiser=raiser) == "undisturbed"
+    assert raiser.strikes == 0
+
+
+async def short(guard: CellGuard) -> int:
+    """A cell that is over almost as soon as it has begun, with all that a cell can go through."""
+    with guard.protected():
+        total = sum((1, 2, 3))
+    if guard.generation % 6 == 0:
+        await trio.lowlevel.checkpoint()
+    return total
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no such timer")
+def test_thousands_of_interrupts_at_every_point_of_short_cells() -> None:
+    """Only odd cells are aimed at: the even ones must not be hit, nor the code around cells.
+
+    The strikes come from a timer's signal, whose handler Python runs just where it lets another
+    thread run, and raises what that has left there: any of these points gets its share of strikes,
+    which two threads that take turns would need minutes for.
+    """
+    guard = CellGuard()
+    attempts = 0
+    struck: set[int] = set()
+    points: set[str] = set()
+
+    def strike(number: int, frame: FrameType | None) -> None:
+        nonlocal attempts
+        generation = guard.generation
+        # Another thread would wait for the lock; this one would wait for itself.
+        if generation % 2 and not guard._lock.locked() and frame is not None:
+            attempts += 1
+            points.add(frame.f_code.co_name)
+            guard.strike(generation)
+
+    async def cells() -> None:
+        raiser = AsyncRaiser()
+        signal.setitimer(signal.ITIMER_REAL, 3e-5, 3e-5)
+        try:
+            while attempts < 30_000:
+                try:
+                    await guard.run(partial(short, guard), what=1, raiser=raiser)
+                except KeyboardInterrupt:
+                    struck.add(guard.generation)
+                if guard.generation % 50 == 0:
+                    await trio.lowlevel.checkpoint()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    before = signal.signal(signal.SIGALRM, strike)
+    try:
+        trio.run(cells)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert all(generation % 2 for generation in struck)
+    # It is a test only if many cells were hit, and the machinery at work was aimed at as well.
+    assert len(struck) > 1000
+    assert points >= {"short", "_drive", "run", "_finish", "__enter__", "__exit__", "finishing"}
+
+
+@pytest.mark.usefixtures("fast_switches")
+def test_interrupts_from_another_thread_hit_their_cells_only() -> None:
+    """The same with two threads, for as long as it takes to hit some cells."""
+    guard, enough = CellGuard(), threading.Event()
+    struck: set[int] = set()
+
+    async def cells() -> str:
+        raiser = AsyncRaiser()
+        while not enough.is_set():
+            try:
+                await guard.run(partial(short, guard), what=1, raiser=raiser)
+            except KeyboardInterrupt:
+                struck.add(guard.generation)
+            if guard.generation % 50 == 0:
+                await trio.lowlevel.checkpoint()
+        return "undisturbed"
+
+    thread, outcome = in_thread(cells)
+    while thread.is_alive() and len(struck) < 10:
+        generation = guard.generation
+        if generation % 2:
+            guard.strike(generation)
+        time.sleep(0)  # the other thread's turn
+    enough.set()
+    thread.join(HANG)
+    assert outcome == ["undisturbed"]
+    assert all(generation % 2 for generation in struck)
+
+
+# ------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals can't be held back there")
+def test_a_signal_that_was_withdrawn_does_nothing() -> None:
+    raiser, interrupts = SignalRaiser(), []
+    with raiser.installed(lambda: interrupts.append("the user's")):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        raiser.strike()  # it is on its way
+        raiser.withdraw()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        assert interrupts == []
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts == ["the user's"]
+
+
+def test_a_signal_of_our_own_is_raised_and_the_users_is_not() -> None:
+    raiser, interrupts = SignalRaiser(), []
+    before = signal.getsignal(signal.SIGINT)
+    with raiser.installed(lambda: interrupts.append("the user's")):
+        with pytest.raises(KeyboardInterrupt):
+            strike_and_wait(raiser)
+        assert interrupts == []
+        raiser.withdraw()  # it has struck: nothing is left to be ignored
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts == ["the user's"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def strike_and_wait(raiser: SignalRaiser) -> None:
+    threading.Thread(target=raiser.strike).start()
+    threading.Event().wait(HANG)
+    raise AssertionError("the signal didn't interrupt the wait")
