@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 
 import pytest
@@ -149,3 +150,33 @@ async def test_open_letters_are_not_looked_through_for_each_one_received() -> No
         queue.put_nowait(Watched(n, Promise()))
         box.receive_nowait()
     assert looks < 4 * 1000
+
+
+def test_ctrl_c_while_a_letter_is_taken_does_not_lose_its_asker() -> None:
+    """The signal comes when the letter has left the queue and isn't remembered yet."""
+
+    class Interrupting(Letter):
+        interrupted = False
+
+        @property
+        def wants_reply(self) -> bool:
+            if not Interrupting.interrupted:
+                Interrupting.interrupted = True
+                signal.raise_signal(signal.SIGINT)
+            return super().wants_reply
+
+    promises: list[Promise[object]] = []
+
+    async def main() -> None:
+        box, queue = mailbox()
+        promises.append(Promise())
+        queue.put_nowait(Interrupting("question", promises[0]))
+        try:
+            await box.receive()
+        finally:
+            box._abandon(partial(terminated, "system/actor"))
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert Interrupting.interrupted
+    assert promises[0].resolved

@@ -15,7 +15,7 @@ import attrs
 import psutil
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_subshells.actors import (
     Actor,
@@ -570,6 +570,44 @@ def test_ctrl_c_stops_an_actors_own_code_at_once() -> None:
     assert caught.group_contains(KeyboardInterrupt)
     assert reached == ["before"]
     assert refs == [] or refs[0].state is ActorState.FAILED
+
+
+def test_ctrl_c_while_an_actor_ends_does_not_keep_its_end_from_anyone() -> None:
+    """The signal comes while the supervision task answers a queued letter."""
+    signals: list[int] = []
+
+    class Interrupting(ValueError):
+        def __repr__(self) -> str:
+            if not signals:
+                signals.append(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            return super().__repr__()
+
+    class Fails(Actor):
+        async def run(self, mailbox: Mailbox) -> None:
+            await go_on.wait()
+            raise Interrupting
+
+    refs: list[ActorRef] = []
+    go_on = trio.Event()
+
+    async def main() -> None:
+        async with open_system() as system, trio.open_nursery() as nursery:
+            refs.append(await system.spawn(Fails(), name="fails", on_failure=Stop()))
+            nursery.start_soon(lambda: refs[0].ask("queued", timeout=60))
+            await wait_all_tasks_blocked()
+            go_on.set()
+            await trio.sleep_forever()
+
+    async def watch() -> Ended:
+        with trio.fail_after(60):
+            return await refs[0].watch()
+
+    with pytest.raises(BaseExceptionGroup):
+        trio.run(main)
+    assert signals
+    assert refs[0].state is ActorState.FAILED
+    assert isinstance(trio.run(watch).error, Interrupting)
 
 
 # ---------------------------------------------------------------------------------------- the tree
