@@ -12,6 +12,7 @@ queued is answered by the shell channel.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections import deque
@@ -216,11 +217,13 @@ class Subshell(Actor):
         except CellEnded as ended:
             content = self._ended_content(ended, None, 0)
         except BaseException as error:
-            if _has_cancelled(error):
-                self._answer(work, self._ended_content(CellEnded(self._why_ended()), None, 0))
-                raise
-            _log.exception("a %s has failed", work.request.header.msg_type)
-            content = _error_of(error)
+            if _has_cancelled(error) and trio.current_effective_deadline() == -math.inf:
+                # This subshell is ending: the next checkpoint says so again, and says only that,
+                # whatever else the code has raised together with it.
+                content = self._ended_content(CellEnded(self._why_ended()), None, 0)
+            else:
+                _log.exception("a %s has failed", work.request.header.msg_type)
+                content = _error_of(error)
         try:
             if stop_on_error and content["status"] == "error":
                 # What is sent once the error is known is sent in spite of it: so this must be
@@ -285,7 +288,6 @@ class Subshell(Actor):
             prompter=Prompter(self._wiring.stdin, message.idents, work.output_parent),
             guard=self._guard,
         )
-        cell.publish("execute_input", {"code": cell.code, "execution_count": self._count})
         if cell.store_history:
             self._executed.append(HistoryEntry(0, self._count, cell.code))
         place.set(Place(self._wiring.running, self._info, cell))
@@ -296,6 +298,8 @@ class Subshell(Actor):
             )
         except CellEnded as ended:
             content = self._ended_content(ended, timeout, time.monotonic() - started)
+            if not ended.started:
+                return content
         except BaseException as error:
             if _has_cancelled(error):
                 raise  # this subshell is ending: _serve_one answers
@@ -319,6 +323,8 @@ class Subshell(Actor):
         }
 
     async def _run_cell(self, cell: Cell, timeout: float | None) -> dict[str, Any]:
+        # From here on the cell can be interrupted: so it is now that clients are told of it.
+        cell.publish("execute_input", {"code": cell.code, "execution_count": self._count})
         if timeout is not None:
             self._wiring.control.tell_nowait(
                 WatchDeadline(self._guard, self._guard.generation, timeout)
@@ -449,8 +455,9 @@ class Subshell(Actor):
                 await self._serve_comm(work)
             except MalformedMessage as error:
                 _log.warning("dropped a %s: %s", header.msg_type, error)
-            except Exception:
-                _log.exception("a %s has failed", header.msg_type)
+            except BaseException as error:  # a handler's SystemExit is no reason to end, too
+                if not _has_cancelled(error):  # else the checkpoint below says so again
+                    _log.exception("a %s has failed", header.msg_type)
             finally:
                 self._output.status("idle", header)
             await trio.lowlevel.checkpoint()
@@ -537,4 +544,8 @@ def _error_of(error: BaseException) -> dict[str, Any]:
         frames = frames.tb_next  # our own frames tell the author nothing
     lines = traceback.format_exception(type(error), error, frames or error.__traceback__)
     text = "".join(lines).rstrip("\n")
-    return error_content(type(error).__name__, str(error), text.split("\n"))
+    try:
+        evalue = str(error)
+    except BaseException as worse:  # its __str__ is the author's code, too
+        evalue = f"<its text can't be had: {type(worse).__name__}>"
+    return error_content(type(error).__name__, evalue, text.split("\n"))
