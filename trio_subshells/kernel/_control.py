@@ -21,7 +21,6 @@ from trio_util import move_on_when
 from ..actors import (
     Actor,
     ActorRef,
-    ActorTerminated,
     Host,
     Letter,
     Mailbox,
@@ -39,7 +38,6 @@ from ._messages import (
     AbortPending,
     AddRoute,
     Adopt,
-    AreYouReady,
     Create,
     Delete,
     Describe,
@@ -118,8 +116,8 @@ class ControlHandler(Actor):
         try:
             with letter.answering():
                 await self._serve_letter(letter)
-        except (TimeoutError, UnknownSubshell) as error:
-            _log.warning("%r: %s", letter.message, error)
+        except Exception as error:
+            _log.warning("%r has failed", letter.message, exc_info=error)
 
     async def _serve_letter(self, letter: Letter) -> None:
         match letter.message:
@@ -205,7 +203,9 @@ class ControlHandler(Actor):
                 await self._shut_down(SHUTDOWN_TIMEOUT)
                 return {"status": "ok", "restart": restart}
             case "create_subshell_request" if self._kernel.subshells:
-                return {"status": "ok", "subshell_id": (await self._create(None)).info.id}
+                life = await self._create(None)
+                await life.wait_set_up()
+                return {"status": "ok", "subshell_id": life.info.id}
             case "delete_subshell_request" if self._kernel.subshells:
                 timeout = request.field("timeout", float, DELETE_TIMEOUT)
                 await self._delete(request.field("subshell_id", str), max(0.0, timeout))
@@ -226,6 +226,10 @@ class ControlHandler(Actor):
     # --------------------------------------------------------------------------- create, delete
 
     async def _create(self, host: Host | None) -> SubshellLife:
+        """Start a subshell; that it has been set up is waited for by whoever wants it.
+
+        From here on it can be deleted, and a shutdown knows of it, whatever the author's code does.
+        """
         await self._adopted.wait()
         if self._shutting_down:
             raise RuntimeError("the kernel is shutting down")
@@ -235,15 +239,10 @@ class ControlHandler(Actor):
         guard = CellGuard()
         subshell = Subshell(self._kernel, info, self._wiring, guard, AsyncRaiser)
         ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
-        try:
-            await ref.ask(AreYouReady(), timeout=math.inf)
-        except ActorTerminated as error:
-            raise RuntimeError(
-                f"the subshell could not be set up: {error.__cause__ or error}"
-            ) from error
-        except BaseException:
+        if self._shutting_down:  # that has begun meanwhile, and has not seen this one
             ref.cancel()
-            raise
+            await ref.watch()
+            raise RuntimeError("the kernel is shutting down")
         life = SubshellLife(info, ref, guard)
         await self._take_in(life)
         return life
@@ -257,7 +256,7 @@ class ControlHandler(Actor):
         return ref
 
     async def _take_in(self, life: SubshellLife) -> None:
-        """The subshell serves requests: let the shell channel know, and watch over it."""
+        """There is a subshell: let the shell channel know, and watch over it."""
         self._lives[life.info.id] = life
         await self._wiring.shell.ask(AddRoute(life.info.id, life.ref), timeout=math.inf)
         self._nursery.start_soon(self._forget_when_ended, life)

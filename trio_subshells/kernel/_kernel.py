@@ -84,6 +84,8 @@ class Kernel(ABC):
     async def lifespan(self, kernel: RunningKernel) -> AsyncIterator[None]:
         """Around the whole life of the kernel, in the loop of the main shell: entered before the
         first request is served, left after the last subshell is gone.
+
+        Until it has yielded there are no shells: what it starts may use those of `kernel` then.
         """
         yield
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 
 import attrs
 import trio
 
-from ..actors import ActorRef, ActorState, ActorStatistics
+from ..actors import ActorRef, ActorState, ActorStatistics, ActorTerminated
 from ._guard import CellGuard
+from ._messages import AreYouReady
 from ._types import SubshellInfo
 
 
@@ -45,7 +47,7 @@ class SubshellStatistics:
 
 
 class SubshellLife:
-    """Written by the control handler, in its own loop; `state` and `statistics` are for any thread.
+    """Written by the control handler, in its own loop; what it tells is for any thread.
 
     Args:
         info: which subshell it is.
@@ -70,6 +72,19 @@ class SubshellLife:
         if self.guard.closed is not None or self.ref.state is ActorState.CANCELLING:
             return SubshellState.DELETING
         return SubshellState.IDLE if self.guard.running is None else SubshellState.BUSY
+
+    async def wait_set_up(self) -> None:
+        """Wait until it serves requests; in any loop.
+
+        Raises:
+            RuntimeError: it has ended before; the message says why, and its cause is what raised.
+        """
+        try:
+            await self.ref.ask(AreYouReady(), timeout=math.inf)
+        except ActorTerminated as error:
+            raise RuntimeError(
+                f"the subshell could not be set up: {error.__cause__ or error}"
+            ) from error
 
     def statistics(self) -> SubshellStatistics:
         """At this moment."""

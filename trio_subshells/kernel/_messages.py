@@ -143,7 +143,7 @@ class Adopt:
 
 @attrs.frozen
 class Create:
-    """Asked by a handle's maker: create a subshell; answered with its `SubshellLife`.
+    """Asked by a handle's maker: start a subshell; answered with its `SubshellLife`, at once.
 
     Attributes:
         host: where it is to live; None for the kernel's own choice.

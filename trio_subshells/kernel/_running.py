@@ -7,7 +7,7 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class RunningKernel:
         self._parts = parts
         self._session = session
         self._closed = closed
-        self._main: SubshellLife  # set by open_kernel, before anybody else has this object
+        self._main: SubshellLife | None = None  # open_kernel sets it, after Kernel.lifespan
         self.connection = connection
         """Where clients connect, with the ports that are really used; None if they can't."""
 
@@ -111,8 +111,19 @@ class RunningKernel:
 
     @property
     def main(self) -> SubshellHandle:
-        """The main shell. It can't be deleted, only interrupted."""
-        return SubshellHandle(self, self._main)
+        """The main shell. It can't be deleted, only interrupted.
+
+        Raises:
+            RuntimeError: it isn't there yet, as `Kernel.lifespan` has not yielded.
+        """
+        return SubshellHandle(self, self._main_life())
+
+    def _main_life(self) -> SubshellLife:
+        if self._main is None:
+            raise RuntimeError(
+                "the kernel has no shells before Kernel.lifespan has yielded: use them after that"
+            )
+        return self._main
 
     @asynccontextmanager
     async def spawn_subshell(self, *, host: Host | None = None) -> AsyncIterator[SubshellHandle]:
@@ -137,7 +148,7 @@ class RunningKernel:
     async def create_subshell(self, *, host: Host | None = None) -> SubshellHandle:
         """Create a subshell whose life no block owns; it ends with `delete`, or with the kernel.
 
-        Cancelled, there may be a new subshell or not.
+        Cancelled, there is no new subshell.
 
         Args:
             host: where it lives; by default where the kernel's subshells live.
@@ -145,8 +156,17 @@ class RunningKernel:
         Raises:
             RuntimeError: it can't be set up; the message says why.
         """
-        life: SubshellLife = await self._parts.control.ask(Create(host), timeout=math.inf)
-        return SubshellHandle(self, life)
+        self._main_life()  # or else this would wait for what waits for Kernel.lifespan
+        with trio.CancelScope(shield=True):  # for a moment: a subshell must not be forgotten
+            life: SubshellLife = await self._parts.control.ask(Create(host), timeout=math.inf)
+        subshell = SubshellHandle(self, life)
+        try:
+            await life.wait_set_up()
+        except BaseException:
+            with trio.CancelScope(shield=True), suppress(UnknownSubshell):
+                await subshell.delete(timeout=math.inf)
+            raise
+        return subshell
 
     async def delete_subshell(self, subshell_id: str, *, timeout: float = DELETE_TIMEOUT) -> None:
         """Delete a subshell: what runs is cancelled, what is queued aborted; then it is joined.
@@ -178,7 +198,14 @@ class RunningKernel:
 
     def interrupt_soon(self) -> None:
         """Have everything interrupted, without waiting; from any thread, and any signal handler."""
-        self._parts.io_token.run_sync_soon(self._parts.control.tell_nowait, Interrupt())
+        # The kernel may be about to end, or have ended: then nothing runs.
+        with suppress(trio.RunFinishedError):
+            self._parts.io_token.run_sync_soon(self._tell_interrupt)
+
+    def _tell_interrupt(self) -> None:
+        """In the I/O thread's loop, which an exception from here would end."""
+        with suppress(ActorTerminated, trio.WouldBlock):
+            self._parts.control.tell_nowait(Interrupt())
 
     # ------------------------------------------------------------------------- everything
 
@@ -319,6 +346,7 @@ async def open_kernel(
     *,
     make_raiser: Callable[[], Raiser] = AsyncRaiser,
     on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+    until: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> AsyncIterator[RunningKernel]:
     """Run a kernel in this process; its main shell is a task of the calling trio loop.
 
@@ -332,6 +360,8 @@ async def open_kernel(
         make_raiser: how what computes in the main shell is interrupted.
         on_unjoinable: called, in the I/O thread, if a client shuts the kernel down and something
             can't be ended; it may exit the process.
+        until: called in the I/O thread; when it returns, the kernel is shut down as by a
+            client.
 
     Raises:
         zmq.ZMQError: an address can't be bound; it says which.
@@ -355,6 +385,7 @@ async def open_kernel(
                     options,
                     partial(token.run_sync_soon, closed.set),
                     on_unjoinable or _wait_for_them,
+                    until,
                 ),
                 name="io",
                 host=ThreadHost(),
@@ -432,6 +463,7 @@ async def serve(
     task_status: trio.TaskStatus[RunningKernel] = trio.TASK_STATUS_IGNORED,
     make_raiser: Callable[[], Raiser] = AsyncRaiser,
     on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+    until: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> None:
     """Serve a kernel to clients until one of them shuts it down; for ``nursery.start`` as well.
 
@@ -444,6 +476,7 @@ async def serve(
         task_status: started with the `RunningKernel`, once clients can connect.
         make_raiser: see `open_kernel`.
         on_unjoinable: see `open_kernel`.
+        until: see `open_kernel`.
 
     Raises:
         InvalidConnectionInfo: the file isn't a connection file; it says what is wrong.
@@ -451,7 +484,11 @@ async def serve(
     """
     info, path = _read_or_plan(connection, kernel.implementation)
     async with open_kernel(
-        kernel, info, make_raiser=make_raiser, on_unjoinable=on_unjoinable
+        kernel,
+        info,
+        make_raiser=make_raiser,
+        on_unjoinable=on_unjoinable,
+        until=until,
     ) as running:
         try:
             if path is not None and running.connection is not None:
