@@ -332,7 +332,7 @@ async def demo(console: Console, kernel_name: str) -> None:
     """
     began = time.perf_counter()
     console.print(
-        "[title]trio_subshells[/] [note]a real kernel, a real client, and what happened "
+        "[title]trio_subshells:[/] [note]a real kernel, a real client, and what happened "
         "between them[/]\n"
     )
     measured: dict[str, Sequence[float]] = {}
