@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -365,8 +366,11 @@ async def open_kernel(
 
     Raises:
         zmq.ZMQError: an address can't be bound; it says which.
-        Exception: what `Kernel.lifespan` or the main shell's `Kernel.subshell` raise.
+        Exception: what `Kernel.lifespan`, the main shell's `Kernel.subshell` or the block raise: as
+            itself if it is one, several in a group.
     """
+    if connection is not None and connection.transport == "ipc":
+        connection = _with_free_paths(connection)
     closed = trio.Event()
     token = trio.lowlevel.current_trio_token()
     session = WireSession(
@@ -374,7 +378,7 @@ async def open_kernel(
         signature_scheme=connection.signature_scheme if connection else "hmac-sha256",
     )
     urls, options = _addresses(connection)
-    with open_context() as context:
+    with _one_as_itself(), open_context() as context:
         async with open_system("kernel", transport=InprocTransport(context)) as system:
             io = await system.spawn(
                 IOThread(
@@ -420,6 +424,29 @@ async def open_kernel(
                     await _shut_down(parts.control)
 
 
+@contextmanager
+def _one_as_itself() -> Iterator[None]:
+    """Take an exception that is alone in a group out of it: our nurseries are nobody's business."""
+    alone: BaseException | None = None
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = _leaves(group)
+        # That an actor we asked has failed is but an echo of what it failed with.
+        sources = [error for error in errors if not isinstance(error, ActorTerminated)]
+        if len(sources or errors) != 1:
+            raise
+        (alone,) = sources or errors
+    if alone is not None:
+        raise alone from alone.__cause__
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
+
+
 async def _shut_down(control: ActorRef) -> None:
     with trio.CancelScope(shield=True):
         try:
@@ -441,10 +468,26 @@ def _addresses(connection: ConnectionInfo | None) -> tuple[dict[Channel, str], S
     if connection.curve_secretkey is not None:
         options["curve_server"] = True
         options["curve_secretkey"] = connection.curve_secretkey
+    if ":" in connection.ip:
+        options["ipv6"] = True
     return {channel: connection.url(channel) for channel in _CHANNELS}, options
 
 
 _CHANNELS: tuple[Channel, ...] = ("shell", "iopub", "stdin", "control", "hb")
+
+
+def _with_free_paths(connection: ConnectionInfo) -> ConnectionInfo:
+    """With ipc, a port is the end of a path: give each 0 a number that no file has yet."""
+    ports = {f"{channel}_port": getattr(connection, f"{channel}_port") for channel in _CHANNELS}
+    numbers = itertools.count(1)
+    for name, port in ports.items():
+        if port == 0:
+            ports[name] = next(
+                number
+                for number in numbers
+                if number not in ports.values() and not Path(f"{connection.ip}-{number}").exists()
+            )
+    return attrs.evolve(connection, **ports)
 
 
 def _actual(
