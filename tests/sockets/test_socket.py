@@ -527,6 +527,24 @@ async def test_send_nowait_does_not_jump_the_queue(context: Context) -> None:
         assert await right.receive() == [b"waiting"]
 
 
+async def test_what_is_received_nowait_meanwhile_does_not_overtake(context: Context) -> None:
+    left, right = pair(context)
+    with left, right:
+        for _ in range(50):  # trio shuffles the tasks of a turn
+            order: list[list[bytes]] = []
+
+            async def receive(order: list[list[bytes]] = order) -> None:
+                order.append(await right.receive())
+
+            left.send_nowait([b"first"])
+            left.send_nowait([b"second"])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(receive)
+                await trio.lowlevel.checkpoint()
+                order.append(right.receive_nowait())
+            assert order == [[b"first"], [b"second"]]
+
+
 async def test_only_one_task_may_receive(context: Context) -> None:
     left, right = pair(context)
     with left, right:

@@ -255,19 +255,16 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         self._check_open()
         if self._receiving:
             raise trio.BusyResourceError(f"another task is receiving from the socket {self.name!r}")
-        await trio.lowlevel.checkpoint_if_cancelled()
-        frames = self._try_receive()
-        if frames is not None:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return frames
         self._receiving = True
         try:
-            while frames is None:
+            # Before the first try, not after it: what has been taken must not be held back while
+            # another task's receive_nowait() takes what came later.
+            await trio.lowlevel.checkpoint()
+            while (frames := self._try_receive()) is None:
                 await self._wait(_RECEIVE)
-                frames = self._try_receive()
+            return frames
         finally:
             self._receiving = False
-        return frames
 
     def _try_receive(self) -> list[bytes] | None:
         self._check_open()
