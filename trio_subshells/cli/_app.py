@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 from rich.table import Table
 
+from ..ipython import IPythonKernel
 from ..kernel import install_kernelspec, uninstall_kernelspec
 from . import _specs
 from ._console import CommandError, make_console, mark
@@ -77,7 +78,7 @@ def install(
             prefix=prefix,
             user=user,
             sys_prefix=sys_prefix,
-            resources=_specs.RESOURCES,
+            resources=IPythonKernel.resources,
         )
     except ValueError as error:
         raise CommandError(escape(str(error))) from None

@@ -19,8 +19,6 @@ from ._console import CommandError
 
 NAME = "trio-python"
 DISPLAY_NAME: str = IPythonKernel.kernelspec["display_name"]
-#: The logos, which are copied next to ``kernel.json``.
-RESOURCES = Path(__file__).parent / "resources"
 
 
 def trio_python(display_name: str = DISPLAY_NAME) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import trio
@@ -89,6 +90,7 @@ class IPythonKernel(Kernel):
         "interrupt_mode": "message",
         "metadata": {"debugger": False},
     }
+    resources: ClassVar[Path | None] = Path(__file__).parent / "resources"
 
     def __init__(self, namespace: dict[str, Any] | None = None) -> None:
         if namespace is not None and type(namespace) is not dict:

@@ -22,9 +22,9 @@ from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._control import ControlHandler
 from ._iopub import IOPub
 from ._kernel import Kernel
-from ._messages import FlushLater
+from ._messages import FlushLater, Shutdown
 from ._output import OutputPort
-from ._shell import ShellChannel
+from ._shell import SHUTDOWN_TIMEOUT, ShellChannel
 from ._stdin import StdinChannel
 
 LINGER_MS = 1000
@@ -70,6 +70,7 @@ class IOThread(Actor):
         options: of all sockets that clients connect to.
         on_shutdown: called, in this thread, when a client has shut the kernel down.
         on_unjoinable: called, in this thread, if something can't be ended then.
+        until: called in this thread; when it returns, the kernel is shut down.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class IOThread(Actor):
         options: SocketOptions,
         on_shutdown: Callable[[], None],
         on_unjoinable: Callable[[], Awaitable[None]],
+        until: Callable[[], Awaitable[None]],
     ) -> None:
         self._kernel = kernel
         self._context = context
@@ -89,6 +91,7 @@ class IOThread(Actor):
         self._options = options
         self._on_shutdown = on_shutdown
         self._on_unjoinable = on_unjoinable
+        self._until = until
 
     async def run(self, mailbox: Mailbox) -> None:
         """Set everything up, tell, and stay until cancelled."""
@@ -156,6 +159,8 @@ class IOThread(Actor):
                 name="shell",
                 capacity=math.inf,
             )
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery.start_soon(self._end_with, control)
             async for letter in mailbox:
                 if isinstance(letter.message, WhatIsThere):
                     letter.reply(
@@ -169,6 +174,11 @@ class IOThread(Actor):
                             trio.lowlevel.current_trio_token(),
                         )
                     )
+
+    async def _end_with(self, control: ActorRef) -> None:
+        await self._until()
+        await control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=math.inf)
+        self._on_shutdown()
 
     def _open_router(self, channel: Channel) -> Socket:
         # A client that reconnects under its old identity is to get its replies.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..actors import Host, ThreadHost
@@ -71,6 +72,9 @@ class Kernel(ABC):
     kernelspec: ClassVar[Mapping[str, Any]] = {}
     """What ``install`` writes into ``kernel.json`` besides the command: ``display_name``,
     ``metadata``..."""
+
+    resources: ClassVar[Path | None] = None
+    """A directory whose files ``install`` puts beside ``kernel.json``: ``logo-svg.svg``..."""
 
     @abstractmethod
     async def execute(self, cell: Cell) -> None:

@@ -17,6 +17,7 @@ import zmq
 from ..wire import ConnectionInfo, InvalidConnectionInfo
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
+from ._parent import parent_death
 from ._raisers import SignalRaiser
 from ._running import RunningKernel, serve
 
@@ -70,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         sub = actions.add_parser(action, help=text, description=text)
         sub.add_argument("--name", help="of the kernelspec; by default the implementation's name")
         where = sub.add_mutually_exclusive_group()
-        where.add_argument("--user", action="store_true", help="for this user (the default)")
-        where.add_argument("--sys-prefix", action="store_true", help="for this Python environment")
+        where.add_argument("--user", action="store_true", help="for this user")
+        where.add_argument("--sys-prefix", action="store_true", help="for this environment")
         where.add_argument("--prefix", help="under this directory, in share/jupyter/kernels")
     return parser
 
@@ -87,7 +88,7 @@ def _exit(action: Callable[[], None]) -> NoReturn:
 
 
 def _where(options: argparse.Namespace) -> dict[str, Any]:
-    return {"prefix": options.prefix, "sys_prefix": options.sys_prefix}
+    return {"prefix": options.prefix, "user": options.user, "sys_prefix": options.sys_prefix}
 
 
 def _install(
@@ -105,7 +106,8 @@ def _install(
         **kernel.kernelspec,
         "argv": [*(command or script), "-f", "{connection_file}"],
     }
-    print(f"Installed {name} in {install_kernelspec(name, spec, **_where(options))}")
+    where = install_kernelspec(name, spec, resources=kernel.resources, **_where(options))
+    print(f"Installed {name} in {where}")
 
 
 def _uninstall(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> None:
@@ -157,6 +159,7 @@ async def _serve_until_shut_down(
                 task_status=task_status,
                 make_raiser=lambda: raiser,
                 on_unjoinable=_leave_by_force,
+                until=parent_death,
             )
 
         interrupter.connect(await nursery.start(run))
