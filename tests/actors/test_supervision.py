@@ -589,12 +589,18 @@ def test_ctrl_c_while_an_actor_ends_does_not_keep_its_end_from_anyone() -> None:
             raise Interrupting
 
     refs: list[ActorRef] = []
+    answers: list[BaseException] = []
     go_on = trio.Event()
+
+    async def ask() -> None:
+        with pytest.raises(ActorTerminated) as caught:
+            await refs[0].ask("queued", timeout=60)
+        answers.append(caught.value)
 
     async def main() -> None:
         async with open_system() as system, trio.open_nursery() as nursery:
             refs.append(await system.spawn(Fails(), name="fails", on_failure=Stop()))
-            nursery.start_soon(lambda: refs[0].ask("queued", timeout=60))
+            nursery.start_soon(ask)
             await wait_all_tasks_blocked()
             go_on.set()
             await trio.sleep_forever()
@@ -603,11 +609,13 @@ def test_ctrl_c_while_an_actor_ends_does_not_keep_its_end_from_anyone() -> None:
         with trio.fail_after(60):
             return await refs[0].watch()
 
-    with pytest.raises(BaseExceptionGroup):
+    with pytest.raises(BaseExceptionGroup) as raised:
         trio.run(main)
+    assert raised.group_contains(KeyboardInterrupt)
     assert signals
     assert refs[0].state is ActorState.FAILED
     assert isinstance(trio.run(watch).error, Interrupting)
+    assert len(answers) == 1
 
 
 # ---------------------------------------------------------------------------------------- the tree
