@@ -41,6 +41,7 @@ from IPython.core.payload import PayloadManager
 from traitlets import Instance, TraitError, Type, default, validate
 
 from ..kernel import Cell, CellError, SubshellInfo
+from ..kernel._raisers import without_our_frames
 from ._activity import Activity, ActivityTracker
 from ._display import CellDisplayHook, CellDisplayPublisher, CellPayloads
 from ._history import HistoryStore, SessionHistory
@@ -391,8 +392,7 @@ class TrioShell(InteractiveShell):
     def _get_exc_info(self, exc_tuple: ExcInfo | None = None) -> ExcInfo:
         """The exception to show, without the frames of ours that have run the user's code."""
         kind, error, frames = super()._get_exc_info(exc_tuple)
-        while frames is not None and frames.tb_frame.f_globals.get("__package__") == __package__:
-            frames = frames.tb_next
+        frames = without_our_frames(frames, __package__)
         sys.last_traceback = frames  # for %tb and %debug
         return kind, error, frames
 

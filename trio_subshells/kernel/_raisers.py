@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
 
 import attrs
 
@@ -81,3 +81,20 @@ class SignalRaiser:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def without_our_frames(frames: TracebackType | None, package: str | None) -> TracebackType | None:
+    """A traceback as the author of the code wants it, whose code it is.
+
+    Args:
+        frames: changed in place, where the signal handler's frame is cut off its end.
+        package: whose frames are taken off the beginning: they have run the code.
+    """
+    while frames is not None and frames.tb_frame.f_globals.get("__package__") == package:
+        frames = frames.tb_next
+    last = frames
+    while last is not None and last.tb_next is not None:
+        if last.tb_next.tb_frame.f_globals.get("__name__") == __name__:
+            last.tb_next = None
+        last = last.tb_next
+    return frames

@@ -42,6 +42,7 @@ from ._messages import (
     reply_type,
 )
 from ._output import OutputPort
+from ._raisers import without_our_frames
 from ._shell import COMM_TYPES
 from ._stdin import Prompter
 from ._types import (
@@ -539,9 +540,7 @@ def _error_of(error: BaseException) -> dict[str, Any]:
     """What the error reply says of an exception that left a kernel author's code."""
     if isinstance(error, CellError):
         return error_content(error.ename, error.evalue, error.traceback)
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__package__") == __package__:
-        frames = frames.tb_next  # our own frames tell the author nothing
+    frames = without_our_frames(error.__traceback__, __package__)
     lines = traceback.format_exception(type(error), error, frames or error.__traceback__)
     text = "".join(lines).rstrip("\n")
     try:

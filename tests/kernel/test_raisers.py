@@ -1,0 +1,54 @@
+"""Tests of how `KeyboardInterrupt` gets into a thread, and of what its traceback shows."""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from typing import Any
+
+import pytest
+
+from trio_subshells.kernel._raisers import SignalRaiser, without_our_frames
+
+
+def wait_to_be_hit(raiser: SignalRaiser) -> None:
+    raiser.strike()
+    time.sleep(60)  # a hang, if the strike doesn't interrupt it
+
+
+def test_a_strike_is_told_from_a_users_sigint() -> None:
+    raiser, interrupts = SignalRaiser(), []
+    with raiser.installed(lambda: interrupts.append("by the user")):
+        with pytest.raises(KeyboardInterrupt):
+            wait_to_be_hit(raiser)
+        assert interrupts == []
+        signal.raise_signal(signal.SIGINT)
+        assert interrupts == ["by the user"]
+
+
+def test_the_traceback_ends_where_the_users_code_was() -> None:
+    raiser = SignalRaiser()
+    with raiser.installed(lambda: None), pytest.raises(KeyboardInterrupt) as hit:
+        wait_to_be_hit(raiser)
+    assert hit.value.__traceback__ is not None
+    names = [frame.name for frame in traceback.extract_tb(hit.value.__traceback__)]
+    assert names[-1] == "handle"  # our signal handler
+    frames = without_our_frames(hit.value.__traceback__, None)
+    assert [frame.name for frame in traceback.extract_tb(frames)][-1] == "wait_to_be_hit"
+
+
+def test_the_frames_that_ran_the_code_are_left_out() -> None:
+    def users_code() -> None:
+        raise ZeroDivisionError
+
+    runner: dict[str, Any] = {"__package__": "the_runner"}
+    exec("def run(code): code()", runner)
+    try:
+        runner["run"](users_code)
+    except ZeroDivisionError as error:
+        assert error.__traceback__ is not None
+        ran = error.__traceback__.tb_next  # this test's own frame is in front
+    assert [frame.name for frame in traceback.extract_tb(ran)] == ["run", "users_code"]
+    left = without_our_frames(ran, "the_runner")
+    assert [frame.name for frame in traceback.extract_tb(left)] == ["users_code"]
