@@ -146,9 +146,8 @@ class CellGuard:
     def _finish(self) -> None:
         with self._lock:
             self.running = None
-            self._wanted = (
-                False  # a strike that came after the last step must not meet the next cell
-            )
+            # A strike that came after the last step must not meet the next cell.
+            self._wanted = False
             self._raiser = None
             self._cancellers.clear()
             watchers, self._watchers = self._watchers, []
