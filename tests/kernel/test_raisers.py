@@ -44,11 +44,11 @@ def test_the_frames_that_ran_the_code_are_left_out() -> None:
 
     runner: dict[str, Any] = {"__package__": "the_runner"}
     exec("def run(code): code()", runner)
-    try:
+    with pytest.raises(ZeroDivisionError) as error:
         runner["run"](users_code)
-    except ZeroDivisionError as error:
-        assert error.__traceback__ is not None
-        ran = error.__traceback__.tb_next  # this test's own frame is in front
+    here = error.value.__traceback__
+    assert here is not None
+    ran = here.tb_next  # this test's own frame is in front
     assert [frame.name for frame in traceback.extract_tb(ran)] == ["run", "users_code"]
     left = without_our_frames(ran, "the_runner")
     assert [frame.name for frame in traceback.extract_tb(left)] == ["users_code"]
