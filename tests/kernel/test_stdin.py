@@ -1,0 +1,190 @@
+"""Prompts: every answer reaches the cell that asked."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+import trio_subshells as ts
+
+from .helpers import CellsKernel, Flag, open_client, served
+
+
+class Asking(CellsKernel):
+    """Its cells ask, in each of the ways there are, and write what they are answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for function in (self.ask, self.ask_secretly, self.ask_blocking, self.ask_twice):
+            self.functions[function.__name__] = function
+
+    async def ask(self, cell: ts.Cell) -> None:
+        cell.stdout(await cell.input(f"{cell.subshell.name}?"))
+
+    async def ask_secretly(self, cell: ts.Cell) -> None:
+        cell.stdout(await cell.getpass("secret?"))
+
+    def ask_blocking(self, cell: ts.Cell) -> None:
+        cell.stdout(cell.blocking_input("blocking?"))
+
+    async def ask_twice(self, cell: ts.Cell) -> None:
+        async def one(prompt: str) -> None:
+            cell.stdout(f"{prompt}{await cell.input(prompt)} ")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one, "a")
+            nursery.start_soon(one, "b")
+
+
+@pytest.mark.parametrize("parent", [True, False], ids=["with a parent", "without"])
+@pytest.mark.parametrize(
+    ("code", "prompt", "password"),
+    [("ask", "main?", False), ("ask_secretly", "secret?", True)],
+)
+async def test_a_prompt_and_its_answer(
+    code: str, prompt: str, password: bool, parent: bool
+) -> None:
+    async with served(Asking()) as at:
+        exchange = at.client.execute(code, allow_stdin=True)
+        request = await at.client.prompts.receive()
+        assert request.header.msg_type == "input_request"
+        assert request.content == {"prompt": prompt, "password": password}
+        assert request.parent_header is not None
+        assert request.parent_header.msg_id == exchange.id
+        at.client.answer(request, "the answer", parent=parent)
+        assert (await exchange.done())["status"] == "ok"
+    assert exchange.text() == "the answer"
+
+
+async def test_code_that_cant_await_asks_too() -> None:
+    async with served(Asking()) as at:
+        subshell_id = await at.client.create_subshell()
+        exchange = at.client.execute("ask_blocking", subshell_id=subshell_id)
+        at.client.answer(await at.client.prompts.receive(), "the answer", parent=False)
+        assert (await exchange.done())["status"] == "ok"
+    assert exchange.text() == "the answer"
+
+
+async def test_what_was_written_before_the_prompt_is_sent_before_it() -> None:
+    kernel = CellsKernel()
+
+    @kernel.cell
+    async def write_and_ask(cell: ts.Cell) -> None:
+        cell.stdout("a question:")  # without a newline: it would wait for more
+        await cell.input()
+
+    async with served(kernel) as at:
+        exchange = at.client.execute("write_and_ask")
+        request = await at.client.prompts.receive()
+        assert (await exchange.wait_published("stream")).content["text"] == "a question:"
+        at.client.answer(request, "")
+        await exchange.done()
+
+
+async def test_prompts_of_two_subshells_at_once_answered_the_other_way_round() -> None:
+    async with served(Asking()) as at:
+        ids = [await at.client.create_subshell() for _ in range(2)]
+        exchanges = {each: at.client.execute("ask", subshell_id=each) for each in ids}
+        requests = [await at.client.prompts.receive() for _ in ids]
+        for request in reversed(requests):
+            asker = request.content["prompt"].removesuffix("?")
+            at.client.answer(request, f"for {asker}")
+        for subshell_id, exchange in exchanges.items():
+            await exchange.done()
+            assert exchange.text() == f"for {subshell_id}"
+
+
+async def test_two_prompts_of_one_cell() -> None:
+    async with served(Asking()) as at:
+        exchange = at.client.execute("ask_twice")
+        requests = [await at.client.prompts.receive() for _ in range(2)]
+        for request in reversed(requests):
+            at.client.answer(request, f"={request.content['prompt']}")
+        assert (await exchange.done())["status"] == "ok"
+    assert sorted(exchange.text().split()) == ["a=a", "b=b"]
+
+
+async def test_answers_without_a_parent_go_by_order() -> None:
+    async with served(Asking()) as at:
+        ids = [await at.client.create_subshell() for _ in range(2)]
+        exchanges = {each: at.client.execute("ask", subshell_id=each) for each in ids}
+        askers = [
+            (await at.client.prompts.receive()).content["prompt"].removesuffix("?") for _ in ids
+        ]
+        for asker in askers:
+            at.client.sockets["stdin"].send_nowait(
+                at.client.session.serialize("input_reply", {"value": f"for {asker}"})
+            )
+        for subshell_id, exchange in exchanges.items():
+            await exchange.done()
+            assert exchange.text() == f"for {subshell_id}"
+
+
+async def test_the_client_that_sent_the_cell_is_the_one_that_is_asked() -> None:
+    async with (
+        served(Asking()) as at,
+        open_client(at.running.connection, identity=b"another") as other,
+    ):
+        subshell_id = await at.client.create_subshell()
+        mine = at.client.execute("ask", subshell_id=subshell_id)
+        theirs = other.execute("ask")
+        my_prompt = await at.client.prompts.receive()
+        their_prompt = await other.prompts.receive()
+        # An answer to somebody else's prompt, or to none, changes nothing.
+        at.client.answer(at.client.session.message("input_request", {}), "wrong")
+        other.answer(their_prompt, "theirs", parent=False)
+        at.client.answer(my_prompt, "mine", parent=False)
+        await mine.done()
+        await theirs.done()
+    assert mine.text() == "mine"
+    assert theirs.text() == "theirs"
+
+
+@pytest.mark.parametrize("code", ["ask", "ask_blocking"])
+async def test_an_interrupt_withdraws_the_prompt(code: str) -> None:
+    async with served(Asking()) as at:
+        subshell_id = await at.client.create_subshell()
+        exchange = at.client.execute(code, subshell_id=subshell_id)
+        stale = await at.client.prompts.receive()
+        await at.client.control("interrupt_request").done()
+        assert (await exchange.done())["ename"] == "KeyboardInterrupt"
+        again = at.client.execute(code, subshell_id=subshell_id)
+        fresh = await at.client.prompts.receive()
+        at.client.answer(stale, "too late")
+        at.client.answer(fresh, "in time")
+        await again.done()
+    assert again.text() == "in time"
+
+
+@pytest.mark.parametrize("code", ["ask", "ask_secretly", "ask_blocking"])
+async def test_a_client_that_cant_answer_isnt_asked(code: str) -> None:
+    async with served(Asking()) as at:
+        content = await at.client.execute(code, allow_stdin=False).done()
+        assert content["ename"] == "InputNotAllowed"
+        with pytest.raises(trio.WouldBlock):
+            at.client.prompts.receive_nowait()
+
+
+async def test_what_is_no_answer_is_dropped() -> None:
+    async with served(Asking()) as at:
+        exchange = at.client.execute("ask")
+        request = await at.client.prompts.receive()
+        stdin, session = at.client.sockets["stdin"], at.client.session
+        stdin.send_nowait([b"not a message"])
+        for content in ({}, {"value": 5}, {"value": None}):
+            stdin.send_nowait(session.serialize("input_reply", content, parent=request.header))
+        at.client.answer(request, "the answer")
+        await exchange.done()
+    assert exchange.text() == "the answer"
+
+
+async def test_a_prompt_ends_with_its_subshell() -> None:
+    kernel, asked = Asking(), Flag()
+    async with served(kernel) as at:
+        subshell_id = await at.client.create_subshell()
+        exchange = at.client.execute("ask_blocking", subshell_id=subshell_id)
+        await at.client.prompts.receive()
+        asked.set()
+        deleted = await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        assert deleted == {"status": "ok"}
+        assert (await exchange.done())["ename"] == "SubshellDeleted"
