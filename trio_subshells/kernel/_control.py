@@ -47,6 +47,7 @@ from ._messages import (
     Shutdown,
     Spawn,
     WatchDeadline,
+    checked_seconds,
     error_content,
     reply_type,
 )
@@ -207,8 +208,8 @@ class ControlHandler(Actor):
                 await life.wait_set_up()
                 return {"status": "ok", "subshell_id": life.info.id}
             case "delete_subshell_request" if self._kernel.subshells:
-                timeout = request.field("timeout", float, DELETE_TIMEOUT)
-                await self._delete(request.field("subshell_id", str), max(0.0, timeout))
+                timeout = checked_seconds(request.field("timeout", float, DELETE_TIMEOUT))
+                await self._delete(request.field("subshell_id", str), timeout)
                 return {"status": "ok"}
             case "list_subshell_request" if self._kernel.subshells:
                 return self._list()

@@ -12,6 +12,7 @@ Who understands what::
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -34,6 +35,21 @@ def error_content(ename: str, evalue: str, traceback: list[str] | None = None) -
 def reply_type(request_type: str) -> str:
     """``execute_request`` → ``execute_reply``."""
     return f"{request_type.removesuffix('_request')}_reply"
+
+
+def checked_seconds(timeout: float) -> float:
+    """A timeout that can be one.
+
+    Raises:
+        ValueError: it isn't a number of seconds.
+    """
+    try:
+        seconds = float(timeout)
+    except OverflowError:  # an integer of hundreds of digits
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be a number of seconds of at least 0, not {timeout!r:.50}")
+    return seconds
 
 
 # ------------------------------------------------------------------------------ to a subshell
@@ -157,7 +173,7 @@ class Delete:
     """Asked by a handle: delete a subshell; answered when it has been joined."""
 
     subshell_id: str
-    timeout: float
+    timeout: float = attrs.field(converter=checked_seconds)
 
 
 @attrs.frozen
@@ -171,7 +187,7 @@ class Interrupt:
 
     subshell_id: str | None = None
     everywhere: bool = True
-    timeout: float = 5.0
+    timeout: float = attrs.field(default=5.0, converter=checked_seconds)
 
 
 @attrs.frozen
