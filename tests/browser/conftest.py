@@ -6,19 +6,20 @@ Set ``TRIO_SUBSHELLS_REQUIRE_BROWSER=1`` to fail, not skip, where there is no br
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import attrs
 import pytest
-import requests
 from jupyter_client.blocking.client import BlockingKernelClient
 
 if TYPE_CHECKING:
@@ -71,11 +72,9 @@ class Lab:
 
     def running_kernels(self) -> list[dict[str, Any]]:
         """Ask the server which kernels it runs."""
-        answer = requests.get(
-            f"{self.url}/api/kernels", params={"token": self.token}, timeout=PATIENCE
-        )
-        answer.raise_for_status()
-        kernels = answer.json()
+        question = f"{self.url}/api/kernels?token={self.token}"
+        with urllib.request.urlopen(question, timeout=PATIENCE) as answer:
+            kernels = json.load(answer)
         assert isinstance(kernels, list)
         return kernels
 

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nbformat
-import pexpect
 import pytest
 
 from ._client import PATIENCE
+
+if TYPE_CHECKING:
+    import pexpect
 
 #: What a small notebook does, and what its cells must show.
 CELLS = [
@@ -91,8 +94,10 @@ def test_papermill_runs_a_notebook_with_parameters(tmp_path: Path) -> None:
     assert [_shown(cell) for cell in cells] == [None, None, "x" * 7 + "\n", "7"]
 
 
-@pytest.mark.skipif(not hasattr(pexpect, "spawn"), reason="pexpect has no pseudo-terminals here")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals for pexpect")
 def test_jupyter_console_talks_to_the_kernel() -> None:
+    import pexpect
+
     with _console("--kernel", "trio-python") as (console, transcript):
         console.expect_exact("In [1]: ")
         console.sendline("6 * 7")
@@ -127,6 +132,8 @@ def test_jupyter_console_talks_to_the_kernel() -> None:
 @contextmanager
 def _console(*arguments: str) -> Iterator[tuple[pexpect.spawn[str], io.StringIO]]:
     """Run jupyter console in a pseudo-terminal; yield it, and all that it shows."""
+    import pexpect
+
     console = pexpect.spawn(
         sys.executable,
         ["-m", "jupyter_console", "--simple-prompt", *arguments],

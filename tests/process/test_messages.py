@@ -202,20 +202,27 @@ def test_all_clients_see_what_one_of_them_runs(kernel: Kernel) -> None:
     assert {m.channel for m in seen} == {"iopub"}
 
 
-def test_starting_is_published_exactly_once(
-    start_kernel: Callable[..., Kernel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernel = start_kernel()
-    # This subscriber knocks every millisecond from before the kernel has even been imported.
-    subscriber = kernel.context.socket(zmq.SUB)
-    subscriber.reconnect_ivl = 1
-    subscriber.rcvtimeo = PATIENCE * 1000
-    subscriber.subscribe(b"")
+def test_starting_is_published_exactly_once(start_kernel: Callable[..., Kernel]) -> None:
+    # Whoever subscribes after it was published has missed it, and no client can be sure to come
+    # before. One that comes in time is rare on a busy machine only; nobody may ever see two.
+    for _ in range(20):
+        states = _states_from_the_start(start_kernel())
+        assert states.count("starting") <= 1
+        if "starting" in states:
+            assert states[0] == "starting"
+            return
+    pytest.fail("none of 20 kernels was seen to publish `starting`")
+
+
+def _states_from_the_start(kernel: Kernel) -> list[str]:
+    """Run a cell; return all states that a subscriber hears of who knocks every millisecond."""
     session = kernel.new_session()
-    with subscriber:
+    with kernel.context.socket(zmq.SUB) as subscriber:
+        subscriber.reconnect_ivl = 1
+        subscriber.rcvtimeo = PATIENCE * 1000
+        subscriber.subscribe(b"")
         subscriber.connect(kernel.url("iopub"))
-        client = kernel.connect()
-        last = client.execute("1")
+        last = kernel.connect().execute("1")
         last.ok()
         states = []
         while True:
@@ -224,9 +231,7 @@ def test_starting_is_published_exactly_once(
             if message["header"]["msg_type"] == "status":
                 states.append(message["content"]["execution_state"])
                 if message["parent_header"].get("msg_id") == last.id and states[-1] == "idle":
-                    break
-    assert states[0] == "starting"
-    assert states.count("starting") == 1
+                    return states
 
 
 # Heartbeat
