@@ -154,6 +154,7 @@ class IOThread(Actor):
                         "kernel_info_request": kernel_info,
                         "connect_request": {"status": "ok", **ports_of(urls)},
                     },
+                    kernel.subshells,
                     control,
                 ),
                 name="shell",

@@ -81,6 +81,8 @@ class ShellChannel(Actor):
         socket: the ROUTER.
         output: publishes busy and idle around what is answered here.
         known: the replies that are always the same, by the type of the request.
+        subshells: whether the kernel has subshells for clients. If not, what requests say of them
+            is ignored (JEP 91, "Kernels not supporting subshells").
         control: who ends the kernel, for the ``shutdown_request`` of old clients.
     """
 
@@ -91,6 +93,7 @@ class ShellChannel(Actor):
         socket: FramesSocket,
         output: OutputPort,
         known: Mapping[str, dict[str, Any]],
+        subshells: bool,
         control: ActorRef,
     ) -> None:
         self._session = session
@@ -98,6 +101,7 @@ class ShellChannel(Actor):
         self._socket = socket
         self._output = output
         self._known = known
+        self._subshells = subshells
         self._control = control
         self._keys = itertools.count(1)
         self._routes: dict[str | None, ActorRef] = {}
@@ -170,7 +174,7 @@ class ShellChannel(Actor):
     def _serve_known(self, request: Envelope) -> None:
         content = self._known[request.header.msg_type]
         try:
-            subshell_id = _subshell_of(request)
+            subshell_id = self._subshell_named_in(request)
         except MalformedMessage as error:
             content = error_content("MalformedMessage", str(error))
         else:
@@ -183,7 +187,7 @@ class ShellChannel(Actor):
     ) -> None:
         """Hand a request to its subshell; what can't be handed on is answered here."""
         try:
-            subshell_id = _subshell_of(request)
+            subshell_id = self._subshell_named_in(request)
         except MalformedMessage as error:
             self._refuse(request, letter, error_content("MalformedMessage", str(error)))
             return
@@ -210,6 +214,22 @@ class ShellChannel(Actor):
             if key:
                 self._forget(key)
             self._refuse(request, letter, unknown_subshell(subshell_id))
+
+    def _subshell_named_in(self, request: Envelope | Message) -> str | None:
+        """Which subshell a request is for: its header says so, or its content (JEP 91).
+
+        Raises:
+            MalformedMessage: the content's ``subshell_id`` is neither a string nor null.
+        """
+        if isinstance(request, Envelope) and not self._subshells:
+            return None
+        if request.header.subshell_id is not None:
+            return request.header.subshell_id
+        if isinstance(request, Envelope):
+            if not request.content_mentions(b'"subshell_id"'):
+                return None
+            request = request.open()
+        return request.field("subshell_id", str, None)
 
     def _refuse(
         self, request: Envelope | Message, letter: Letter | None, content: dict[str, Any]
@@ -280,21 +300,6 @@ class ShellChannel(Actor):
             self._socket.send_nowait(frames)
         except trio.WouldBlock:
             _log.warning("dropped a reply: its client doesn't read")
-
-
-def _subshell_of(request: Envelope | Message) -> str | None:
-    """Which subshell a request is for: its header says so, or its content (JEP 91).
-
-    Raises:
-        MalformedMessage: the content's ``subshell_id`` is neither a string nor null.
-    """
-    if request.header.subshell_id is not None:
-        return request.header.subshell_id
-    if isinstance(request, Envelope):
-        if not request.content_mentions(b'"subshell_id"'):
-            return None
-        request = request.open()
-    return request.field("subshell_id", str, None)
 
 
 def _wants_restart(request: Envelope) -> bool:
