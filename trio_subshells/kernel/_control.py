@@ -126,6 +126,8 @@ class ControlHandler(Actor):
                 self._wiring = wiring
                 await self._take_in(life)
                 self._adopted.set()
+                if self._ended.is_set():  # the shutdown has not waited for it any longer
+                    await self._end(life, EndReason.SHUTDOWN, SHUTDOWN_TIMEOUT)
                 letter.reply()
             case Create(host):
                 letter.reply(await self._create(host))
@@ -347,7 +349,9 @@ class ControlHandler(Actor):
             await self._ended.wait()
             return
         self._shutting_down = True
-        joined: list[bool] = []
+        with trio.move_on_after(timeout):
+            await self._adopted.wait()  # what was sent before that is to be answered, too
+        joined = [self._adopted.is_set()]
 
         async def end(life: SubshellLife) -> None:
             joined.append(await self._end(life, EndReason.SHUTDOWN, timeout))
@@ -356,7 +360,7 @@ class ControlHandler(Actor):
             for life in list(self._lives.values()):
                 nursery.start_soon(end, life)
         if not all(joined):
-            names = ", ".join(life.info.name for life in self._lives.values())
+            names = ", ".join(life.info.name for life in self._lives.values()) or "main"
             _log.error("the kernel shuts down although these can't be ended: %s", names)
             self._nursery.start_soon(self._on_unjoinable)
         self._ended.set()
