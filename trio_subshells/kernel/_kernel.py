@@ -38,9 +38,10 @@ class Kernel(ABC):
     that subshell's thread and trio loop. So what they share on `self` is shared between threads;
     what belongs to one subshell is better yielded by `subshell`, and found as ``state``.
 
-    Within a subshell, requests are served one after the other; comm messages are served in between,
-    whenever `execute` awaits. A method that is cancelled (by an interrupt, or because its subshell
-    is deleted) must let `trio.Cancelled` pass.
+    Within a subshell, requests are served one after the other, after the comm messages that came
+    before them; comm messages that come later are served whenever `execute` awaits. A method that
+    is cancelled (by an interrupt, or because its subshell is deleted) must let `trio.Cancelled`
+    pass.
     """
 
     implementation: str

@@ -2,7 +2,8 @@
 
 Three tasks, all in the subshell's own loop: one sorts what arrives, one serves requests, one serves
 comm messages. The last two are apart so that a cell that awaits something which only a comm message
-can bring about (a widget's value, say) gets it.
+can bring about (a widget's value, say) gets it. But a request waits for the comm messages that came
+before it: a cell that is run after a slider was moved reads the new value.
 
 Each request is served under the subshell's `CellGuard`, so that it can be interrupted. The subshell
 is ended by cancelling its actor; what it was running then gets an error reply from here, what was
@@ -111,6 +112,14 @@ class Place:
 place: ContextVar[Place] = ContextVar("trio_subshells_place")
 
 
+@attrs.frozen
+class _Queued:
+    """A request that waits, and how many comm messages have come before it in all."""
+
+    work: Work
+    comms_before: int
+
+
 class Subshell(Actor):
     """See the module's first lines.
 
@@ -135,10 +144,11 @@ class Subshell(Actor):
         self._wiring = wiring
         self._guard = guard
         self._make_raiser = make_raiser
-        self._backlog: deque[Work] = deque()
-        self._new_work = trio.lowlevel.ParkingLot()
+        self._backlog: deque[_Queued] = deque()
+        self._requests_wait = trio.lowlevel.ParkingLot()
         self._comms: deque[Work] = deque()
-        self._new_comm = trio.lowlevel.ParkingLot()
+        self._comms_wait = trio.lowlevel.ParkingLot()
+        self._comms_taken = self._comms_served = 0
         self._all_is_there = trio.Event()
         self._count = 0
         self._executed: deque[HistoryEntry] = deque(maxlen=LONGEST_HISTORY)
@@ -168,11 +178,12 @@ class Subshell(Actor):
         match letter.message:
             case Work() as work:
                 if work.request.header.msg_type in COMM_TYPES:
+                    self._comms_taken += 1
                     self._comms.append(work)
-                    self._new_comm.unpark()
+                    self._comms_wait.unpark()
                 else:
-                    self._backlog.append(work)
-                    self._new_work.unpark()
+                    self._backlog.append(_Queued(work, self._comms_taken))
+                    self._requests_wait.unpark()
             case ThatIsAll():
                 self._all_is_there.set()
             case AreYouReady():
@@ -182,10 +193,10 @@ class Subshell(Actor):
 
     async def _serve_requests(self) -> None:
         while True:
-            if not self._backlog:
-                await self._new_work.park()
+            if not self._backlog or self._backlog[0].comms_before > self._comms_served:
+                await self._requests_wait.park()
                 continue
-            work = self._backlog.popleft()
+            work = self._backlog.popleft().work
             header = work.request.header
             self._output.status("busy", header)
             to_abort: list[Work] = []
@@ -264,10 +275,12 @@ class Subshell(Actor):
         self._wiring.shell.tell_nowait(TakeWhatIsThere(self._info.id))
         await self._all_is_there.wait()
         taken: list[Work] = []
-        kept: deque[Work] = deque()
-        for work in self._backlog:
-            is_execute = work.request.header.msg_type == "execute_request"
-            (taken if is_execute else kept).append(work)
+        kept: deque[_Queued] = deque()
+        for queued in self._backlog:
+            if queued.work.request.header.msg_type == "execute_request":
+                taken.append(queued.work)
+            else:
+                kept.append(queued)
         self._backlog = kept
         return taken
 
@@ -447,7 +460,7 @@ class Subshell(Actor):
     async def _serve_comms(self) -> None:
         while True:
             if not self._comms:
-                await self._new_comm.park()
+                await self._comms_wait.park()
                 continue
             work = self._comms.popleft()
             header = work.request.header
@@ -461,6 +474,8 @@ class Subshell(Actor):
                     _log.exception("a %s has failed", header.msg_type)
             finally:
                 self._output.status("idle", header)
+            self._comms_served += 1
+            self._requests_wait.unpark()
             await trio.lowlevel.checkpoint()
 
     async def _serve_comm(self, work: Work) -> None:
