@@ -9,6 +9,7 @@ import selectors
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -359,10 +360,14 @@ async def test_a_parked_task_is_woken_when_a_third_one_swallows_its_edge(
             await right.send([b"for the receiver"])
 
 
-async def test_two_blocked_peers_of_a_mandatory_router_do_not_make_it_spin(
-    context: Context,
+@pytest.mark.parametrize("first", ["send", "receive"])
+async def test_a_blocked_peer_of_a_mandatory_router_does_not_make_it_spin(
+    context: Context, first: str
 ) -> None:
-    """POLLOUT is set as long as any peer has room: it must not be taken for news."""
+    """POLLOUT is set as long as any peer has room: it must not be taken for news.
+
+    The first to wait holds the descriptor, the second one looks before it is parked.
+    """
     with (
         context.socket(zmq.ROUTER, router_mandatory=True, sndhwm=1, linger=0) as router,
         context.socket(zmq.DEALER, identity=b"slow", rcvhwm=1) as slow,
@@ -377,11 +382,12 @@ async def test_two_blocked_peers_of_a_mandatory_router_do_not_make_it_spin(
         with contextlib.suppress(trio.WouldBlock):
             while True:
                 router.send_nowait([b"slow", b"x"])
+        waits = {"send": partial(router.send, [b"slow", b"waited"]), "receive": router.receive}
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(router.send, [b"slow", b"waited"])
-            nursery.start_soon(router.receive)
-            # would never come back if the two woke each other again and again
-            await trio.testing.wait_all_tasks_blocked()
+            for name in sorted(waits, key=lambda name: name != first):
+                nursery.start_soon(waits[name])
+                # would never come back if the two woke each other again and again
+                await trio.testing.wait_all_tasks_blocked()
             while (await slow.receive()) != [b"waited"]:
                 pass
             await idle.send([b"done"])

@@ -16,9 +16,12 @@ The theory, which the code below leans on:
   processes everything.
 - trio lets one task wait for a descriptor. There can be two of us, one per direction: a receiver
   (a second one is refused) and the sender at the head of the queue. The first to come holds the
-  descriptor, the other is parked; whenever the holder leaves, for whatever reason, it wakes the
-  parked one, which looks again and then takes the descriptor over. Hence the second rule: nobody is
-  parked while nobody holds the descriptor.
+  descriptor, the other is parked; when the descriptor wakes the holder, or the holder is done, for
+  whatever reason, it wakes the parked one, which looks again and then takes the descriptor over if
+  it is free. Hence the second rule: nobody is parked while nobody holds the descriptor.
+- A holder that `Socket._look` has woken, and that finds it was in vain, goes back to sleep without
+  waking the parked one: it would look, and wake the holder, and so on for ever. For ``POLLOUT`` of
+  a ROUTER is no news: it is set as long as any peer has room, not the one that the message is for.
 - A holder is woken from inside the loop by `trio.lowlevel.notify_closing`. It costs nothing on the
   hot path; a cancel scope around each wait, the alternative, would be paid for by every message.
 """
@@ -203,8 +206,11 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         async with self._sending:
-            while not self._try_send(frames):
-                await self._wait(_SEND)
+            try:
+                while not self._try_send(frames):
+                    await self._wait(_SEND)
+            finally:
+                self._hand_over()
 
     def _try_send(self, frames: Sequence[bytes]) -> bool:
         """Send all of a message and return True, or nothing and return False."""
@@ -265,6 +271,7 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
             return frames
         finally:
             self._receiving = False
+            self._hand_over()
 
     def _try_receive(self) -> list[bytes] | None:
         self._check_open()
@@ -294,9 +301,14 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
             return  # notify_closing: by _look(), or by close(), which the next try will find out
         finally:
             self._holder = None
-            self._parked.unpark_all()
+        self._parked.unpark_all()  # the edge may have been for the other one
         if direction == _SEND and not self._closed:
             self._events()  # see above: a failing send alone might leave the descriptor readable
+
+    def _hand_over(self) -> None:
+        """Let the parked task take the descriptor over, by one who waits no longer."""
+        if self._holder is None:
+            self._parked.unpark_all()
 
     def _look(self) -> None:
         """Wake the task whose edge the operation just done may have swallowed."""
