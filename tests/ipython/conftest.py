@@ -171,9 +171,18 @@ def main(living: Living) -> Shell:
 
 @pytest.fixture
 def threads() -> Callable[[], set[threading.Thread]]:
-    """The threads that are alive, without those that trio keeps for later."""
+    """The threads that were started by Python and are alive, without those that trio keeps.
+
+    The others are in the list from when they first ran Python code until a new thread happens to
+    get the number of one that has ended.
+    """
 
     def alive() -> set[threading.Thread]:
-        return {each for each in threading.enumerate() if not each.name.startswith("Trio thread")}
+        return {
+            each
+            for each in threading.enumerate()
+            if not each.name.startswith("Trio thread")
+            and not isinstance(each, threading._DummyThread)
+        }
 
     return alive
