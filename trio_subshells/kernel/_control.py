@@ -29,6 +29,7 @@ from ..actors import (
     open_supervisor,
 )
 from ..wire import Envelope, MalformedMessage, Message, Receiver, WireSession
+from ._channels import FramesSocket, error_content, reply_type, unknown_type
 from ._errors import SubshellUnjoinable, UnknownSubshell
 from ._guard import CellGuard, EndReason
 from ._kernel import Kernel
@@ -48,13 +49,10 @@ from ._messages import (
     Spawn,
     WatchDeadline,
     checked_seconds,
-    error_content,
-    reply_type,
 )
 from ._output import OutputPort
 from ._raisers import AsyncRaiser
-from ._shell import SHUTDOWN_TIMEOUT, unknown_type
-from ._stdin import FramesSocket
+from ._shell import SHUTDOWN_TIMEOUT
 from ._subshell import Subshell
 from ._types import SubshellInfo
 

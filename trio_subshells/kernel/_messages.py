@@ -27,16 +27,6 @@ if TYPE_CHECKING:
     from ._subshell import Subshell, Wiring
 
 
-def error_content(ename: str, evalue: str, traceback: list[str] | None = None) -> dict[str, Any]:
-    """The content of an error reply."""
-    return {"status": "error", "ename": ename, "evalue": evalue, "traceback": traceback or []}
-
-
-def reply_type(request_type: str) -> str:
-    """``execute_request`` → ``execute_reply``."""
-    return f"{request_type.removesuffix('_request')}_reply"
-
-
 def checked_seconds(timeout: float) -> float:
     """A timeout that can be one.
 

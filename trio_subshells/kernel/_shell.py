@@ -21,6 +21,14 @@ import trio
 
 from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
 from ..wire import Envelope, Header, MalformedMessage, Message, Receiver, WireSession
+from ._channels import (
+    COMM_TYPES,
+    REQUEST_TYPES,
+    FramesSocket,
+    error_content,
+    reply_type,
+    unknown_type,
+)
 from ._messages import (
     AbortPending,
     AddRoute,
@@ -32,28 +40,10 @@ from ._messages import (
     TakeWhatIsThere,
     ThatIsAll,
     Work,
-    error_content,
-    reply_type,
 )
 from ._output import OutputPort
-from ._stdin import FramesSocket
 
 _log = logging.getLogger("trio_subshells.kernel")
-
-COMM_TYPES: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
-"""Messages of clients that have no answer."""
-
-REQUEST_TYPES: Final = frozenset(
-    {
-        "execute_request",
-        "complete_request",
-        "inspect_request",
-        "is_complete_request",
-        "history_request",
-        "comm_info_request",
-    }
-)
-"""Requests that a subshell serves."""
 
 MOST_PENDING: Final = 10_000
 """Requests that may wait in one subshell; one more is refused."""
@@ -307,14 +297,6 @@ def _wants_restart(request: Envelope) -> bool:
         return request.open().field("restart", bool, False)
     except MalformedMessage:
         return False
-
-
-def unknown_type(msg_type: str, channel: str) -> dict[str, Any]:
-    """The answer to a message type that nobody here knows."""
-    return error_content(
-        "UnknownMessageType",
-        f"this kernel doesn't know {msg_type!r} on its {channel} channel",
-    )
 
 
 def unknown_subshell(subshell_id: str | None) -> dict[str, Any]:

@@ -9,30 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Protocol
 
 import attrs
 import trio
 
 from ..actors import Actor, ActorRef, Letter, Mailbox
 from ..wire import Header, MalformedMessage, Receiver, WireSession
+from ._channels import FramesSocket
 from ._messages import Prompt
 
 _log = logging.getLogger("trio_subshells.kernel")
-
-
-class FramesSocket(Protocol):
-    """What the channels need of a ROUTER; implemented by `trio_subshells.sockets.Socket`."""
-
-    async def receive(self) -> list[bytes]:
-        """Wait for the next message."""
-
-    def receive_nowait(self) -> list[bytes]:
-        """The next message, or `trio.WouldBlock`."""
-
-    def send_nowait(self, frames: Sequence[bytes]) -> None:
-        """Send, or `trio.WouldBlock`."""
 
 
 @attrs.frozen

@@ -20,15 +20,16 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
 
 from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
 from ..sockets import Context, open_publisher
-from ..wire import EncodeError, MalformedMessage, MalformedReason, Message, WireSession
+from ..wire import EncodeError, MalformedMessage, Message, WireSession
 from ._cell import Cell
+from ._channels import COMM_TYPES, error_content, reply_type
 from ._guard import CellEnded, CellGuard, EndReason, Raiser
 from ._kernel import Kernel
 from ._messages import (
@@ -39,21 +40,14 @@ from ._messages import (
     ThatIsAll,
     WatchDeadline,
     Work,
-    error_content,
-    reply_type,
 )
 from ._output import OutputPort
 from ._raisers import without_our_frames
-from ._shell import COMM_TYPES
+from ._requests import look_up, read_comm, read_execute, read_timeout
 from ._stdin import Prompter
 from ._types import (
     CellError,
-    CommMessage,
-    CompleteRequest,
     HistoryEntry,
-    HistoryRequest,
-    InspectRequest,
-    IsCompleteRequest,
     SubshellInfo,
 )
 
@@ -222,7 +216,9 @@ class Subshell(Actor):
                 content = await self._execute(work, message)
             else:
                 content = await self._guard.run(
-                    lambda: self._look_up(message), what=work.key, raiser=self._raiser
+                    lambda: look_up(self._kernel, self._info, self._state, self._executed, message),
+                    what=work.key,
+                    raiser=self._raiser,
                 )
         except MalformedMessage as error:
             content = error_content("MalformedMessage", error.detail)
@@ -287,23 +283,8 @@ class Subshell(Actor):
     # ----------------------------------------------------------------------------- execute
 
     async def _execute(self, work: Work, message: Message) -> dict[str, Any]:
-        checked = _checked_execute(message)
-        timeout = _timeout_of(message)
-        if checked["store_history"] and not checked["silent"]:
-            self._count += 1
-        cell = Cell(
-            content=checked,
-            metadata=message.metadata,
-            header=work.output_parent,
-            execution_count=self._count,
-            subshell=self._info,
-            state=self._state,
-            output=self._output,
-            prompter=Prompter(self._wiring.stdin, message.idents, work.output_parent),
-            guard=self._guard,
-        )
-        if cell.store_history:
-            self._executed.append(HistoryEntry(0, self._count, cell.code))
+        timeout = read_timeout(message)
+        cell = self._make_cell(work, message)
         place.set(Place(self._wiring.running, self._info, cell))
         started = time.monotonic()
         try:
@@ -335,6 +316,24 @@ class Subshell(Actor):
             "user_expressions": {},
             "payload": list(cell.payload),
         }
+
+    def _make_cell(self, work: Work, message: Message) -> Cell:
+        """Make it, and count it if it is to be counted."""
+        content = read_execute(message)
+        if content["store_history"] and not content["silent"]:
+            self._count += 1
+            self._executed.append(HistoryEntry(0, self._count, content["code"]))
+        return Cell(
+            content=content,
+            metadata=message.metadata,
+            header=work.output_parent,
+            execution_count=self._count,
+            subshell=self._info,
+            state=self._state,
+            output=self._output,
+            prompter=Prompter(self._wiring.stdin, message.idents, work.output_parent),
+            guard=self._guard,
+        )
 
     async def _run_cell(self, cell: Cell, timeout: float | None) -> dict[str, Any]:
         # From here on the cell can be interrupted: so it is now that clients are told of it.
@@ -379,82 +378,6 @@ class Subshell(Actor):
             return cause
         return error_content(ended.reason.value, evalue, [*cause["traceback"], last_line])
 
-    # ----------------------------------------------------------------------- other requests
-
-    async def _look_up(self, message: Message) -> dict[str, Any]:
-        kernel, common = self._kernel, (self._info, self._state, message.content)
-        match message.header.msg_type:
-            case "complete_request":
-                code, position = _code_and_cursor(message)
-                found = await kernel.complete(CompleteRequest(*common, code, position))
-                return {
-                    "status": "ok",
-                    "matches": list(found.matches),
-                    "cursor_start": found.cursor_start,
-                    "cursor_end": found.cursor_end,
-                    "metadata": found.metadata,
-                }
-            case "inspect_request":
-                code, position = _code_and_cursor(message)
-                detail = message.field("detail_level", int, 0)
-                seen = await kernel.inspect(InspectRequest(*common, code, position, detail))
-                return {
-                    "status": "ok",
-                    "found": seen.found,
-                    "data": seen.data,
-                    "metadata": seen.metadata,
-                }
-            case "is_complete_request":
-                request = IsCompleteRequest(*common, message.field("code", str))
-                completeness = await kernel.is_complete(request)
-                answer: dict[str, Any] = {"status": completeness.status}
-                if completeness.status == "incomplete":
-                    answer["indent"] = completeness.indent
-                return answer
-            case "history_request":
-                return await self._look_up_history(message)
-            case "comm_info_request":
-                comms = await kernel.comm_info(message.field("target_name", str, None))
-                return {"status": "ok", "comms": comms}
-            case other:
-                raise AssertionError(f"the shell channel doesn't pass on {other}")
-
-    async def _look_up_history(self, message: Message) -> dict[str, Any]:
-        access = message.field("hist_access_type", str)
-        if access not in ("range", "tail", "search"):
-            raise MalformedMessage(
-                MalformedReason.BAD_CONTENT,
-                "the content's field 'hist_access_type' must be 'range', 'tail' or 'search', "
-                f"not {access!r}",
-                message.header,
-            )
-        request = HistoryRequest(
-            self._info,
-            self._state,
-            message.content,
-            access=cast("Literal['range', 'tail', 'search']", access),
-            output=message.field("output", bool, False),
-            raw=message.field("raw", bool, True),
-            session=message.field("session", int, 0),
-            start=message.field("start", int, 0),
-            stop=message.field("stop", int, None),
-            n=message.field("n", int, None),
-            pattern=message.field("pattern", str, "*"),
-            unique=message.field("unique", bool, False),
-        )
-        entries = await self._kernel.history(request, tuple(self._executed))
-        return {
-            "status": "ok",
-            "history": [
-                (
-                    entry.session,
-                    entry.line,
-                    (entry.input, entry.output) if request.output else entry.input,
-                )
-                for entry in entries
-            ],
-        }
-
     # -------------------------------------------------------------------------------- comms
 
     async def _serve_comms(self) -> None:
@@ -480,22 +403,7 @@ class Subshell(Actor):
 
     async def _serve_comm(self, work: Work) -> None:
         message = work.request if isinstance(work.request, Message) else work.request.open()
-        comm = CommMessage(
-            self._info,
-            self._state,
-            message.content,
-            comm_id=message.field("comm_id", str),
-            data=message.field("data", dict, {}),
-            target_name=message.field("target_name", str, ""),
-            metadata=message.metadata,
-            buffers=message.buffers,
-            message={
-                "header": attrs.asdict(message.header, filter=attrs.filters.exclude("raw")),
-                "content": message.content,
-                "metadata": message.metadata,
-                "buffers": list(message.buffers),
-            },
-        )
+        comm = read_comm(self._info, self._state, message)
         match message.header.msg_type:
             case "comm_open":
                 await self._kernel.comm_open(comm)
@@ -503,46 +411,6 @@ class Subshell(Actor):
                 await self._kernel.comm_message(comm)
             case "comm_close":
                 await self._kernel.comm_close(comm)
-
-
-def _checked_execute(message: Message) -> dict[str, Any]:
-    """The content of an ``execute_request``, every field there and of its type."""
-    silent = message.field("silent", bool, False)
-    expressions = message.field("user_expressions", dict, {})
-    for name, expression in expressions.items():
-        if not isinstance(expression, str):
-            raise MalformedMessage(
-                MalformedReason.BAD_CONTENT,
-                f"the user expression {name!r} must be a string, not {expression!r}",
-                message.header,
-            )
-    return {
-        "code": message.field("code", str),
-        "silent": silent,
-        "store_history": message.field("store_history", bool, not silent),
-        "user_expressions": expressions,
-        "allow_stdin": message.field("allow_stdin", bool, True),
-    }
-
-
-def _timeout_of(message: Message) -> float | None:
-    """The deadline that a client sets for a cell: ``metadata: {"timeout": seconds}``."""
-    timeout = message.metadata.get("timeout")
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
-        raise MalformedMessage(
-            MalformedReason.BAD_METADATA,
-            f"the metadata's field 'timeout' must be a positive number of seconds, not {timeout!r}",
-            message.header,
-        )
-    return float(timeout)
-
-
-def _code_and_cursor(message: Message) -> tuple[str, int]:
-    code = message.field("code", str)
-    position = message.field("cursor_pos", int, len(code))
-    return code, min(max(position, 0), len(code))
 
 
 def _has_cancelled(error: BaseException) -> bool:
