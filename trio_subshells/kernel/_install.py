@@ -185,4 +185,8 @@ def _remove(directory: Path) -> None:
     if directory.is_symlink():  # what it points to is somebody's working copy
         directory.unlink()
     elif directory.exists():
-        shutil.rmtree(directory)
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            # It names a file by what that is called within a folder, and not always the folder.
+            raise OSError(error.errno, error.strerror, str(directory)) from error

@@ -54,21 +54,40 @@ def main(
         case "uninstall":
             _exit(partial(_uninstall, make_kernel, options))
         case _ if options.connection_file is None:
-            parser.error("say where to listen: -f CONNECTION_FILE (Jupyter does); or install")
+            parser.error("Jupyter starts a kernel, with -f FILE; install lets Jupyter know it")
         case _:
             _exit(partial(_serve, make_kernel, options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="A Jupyter kernel.")
-    parser.add_argument("-f", dest="connection_file", metavar="FILE", help="connection file")
+    program = _program()
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} -f FILE [--debug]\n       {program} install | uninstall [-h]",
+        description="A Jupyter kernel.",
+    )
+    parser.add_argument(
+        "-f", dest="connection_file", metavar="FILE", help="connection file, as Jupyter writes it"
+    )
     parser.add_argument("--debug", action="store_true", help="log what happens, to stderr")
-    actions = parser.add_subparsers(dest="action", metavar="install | uninstall")
-    for action, text in (
-        ("install", "let Jupyter know this kernel"),
-        ("uninstall", "let Jupyter forget it"),
+    actions = parser.add_subparsers(title="commands", dest="action", prog=program)
+    for action, text, description in (
+        (
+            "install",
+            "let Jupyter know this kernel",
+            (
+                "Let Jupyter know this kernel. Without an option it goes where Jupyter looks "
+                "first: in a virtual or conda environment that environment, otherwise your own "
+                "data."
+            ),
+        ),
+        (
+            "uninstall",
+            "let Jupyter forget it",
+            "Let Jupyter forget this kernel: undo what install did with the same options.",
+        ),
     ):
-        sub = actions.add_parser(action, help=text, description=text)
+        sub = actions.add_parser(action, help=text, description=description)
         sub.add_argument("--name", help="of the kernelspec; by default the implementation's name")
         where = sub.add_mutually_exclusive_group()
         where.add_argument("--user", action="store_true", help="for this user")
@@ -77,14 +96,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _program() -> str:
+    """What this program was started with, for people."""
+    script = Path(sys.argv[0]).name
+    package = getattr(getattr(sys.modules["__main__"], "__spec__", None), "parent", None)
+    return f"python -m {package}" if script == "__main__.py" and package else script
+
+
 def _exit(action: Callable[[], None]) -> NoReturn:
     """Run, and exit; what the user can mend is a line, not a traceback."""
     try:
         action()
     except (InvalidConnectionInfo, OSError, ValueError, LookupError, zmq.ZMQError) as error:
         logging.getLogger("trio_subshells").debug("the kernel could not start", exc_info=error)
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        sys.exit(f"{_program()}: {_in_words(error)}")
     sys.exit(0)
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _where(options: argparse.Namespace) -> dict[str, Any]:
@@ -125,10 +157,20 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
     raiser = SignalRaiser()
     interrupter = _Interrupter()
     with raiser.installed(interrupter):
-        trio.run(_serve_until_shut_down, make_kernel(), connection, raiser, interrupter)
+        trio.run(
+            partial(
+                serve,
+                make_kernel(),
+                connection,
+                task_status=interrupter,
+                make_raiser=lambda: raiser,
+                on_unjoinable=_leave_by_force,
+                until=parent_death,
+            )
+        )
 
 
-class _Interrupter:
+class _Interrupter(trio.TaskStatus[RunningKernel]):
     """What a user's SIGINT does: the same as an ``interrupt_request``.
 
     A signal handler may run in the middle of anything, so it only leaves word with the loop of the
@@ -138,31 +180,14 @@ class _Interrupter:
     def __init__(self) -> None:
         self._interrupt: Callable[[], None] | None = None
 
-    def connect(self, running: RunningKernel) -> None:
-        self._interrupt = running.interrupt_soon
+    def started(self, value: RunningKernel | None = None) -> None:
+        assert value is not None
+        self._interrupt = value.interrupt_soon
 
     def __call__(self) -> None:
         if self._interrupt is None:
             raise KeyboardInterrupt  # nothing runs yet: it is the start that is interrupted
         self._interrupt()
-
-
-async def _serve_until_shut_down(
-    kernel: Kernel, connection: ConnectionInfo, raiser: SignalRaiser, interrupter: _Interrupter
-) -> None:
-    async with trio.open_nursery() as nursery:
-
-        async def run(*, task_status: trio.TaskStatus[RunningKernel]) -> None:
-            await serve(
-                kernel,
-                connection,
-                task_status=task_status,
-                make_raiser=lambda: raiser,
-                on_unjoinable=_leave_by_force,
-                until=parent_death,
-            )
-
-        interrupter.connect(await nursery.start(run))
 
 
 async def _leave_by_force() -> None:
