@@ -1,8 +1,9 @@
 """The kernel's I/O thread: everything that must answer whatever the user's code does.
 
-One actor on a thread of its own. It owns the sockets that clients connect to, and is the supervisor
-of the actors that serve them: the shell channel, the control handler, stdin and iopub. None of them
-runs a kernel author's code, so this thread's loop is never blocked.
+One actor on a thread of its own, spawned by `open_kernel`. It opens the sockets that clients
+connect to, and closes them at its end; it is the supervisor of the actors that serve them: the
+shell channel, the control handler, stdin and iopub. None of them runs a kernel author's code (the
+control handler calls cancellers, see `_ladder`), so this thread's loop is never blocked.
 """
 
 from __future__ import annotations
@@ -16,8 +17,15 @@ import attrs
 import trio
 import zmq
 
-from ..actors import Actor, ActorRef, Mailbox, Restart, open_supervisor
-from ..sockets import Context, Socket, SocketOptions, open_heartbeat_device, open_iopub_device
+from ..actors import Actor, ActorRef, Mailbox, Restart, Supervisor, open_supervisor
+from ..sockets import (
+    Context,
+    IOPubDevice,
+    Socket,
+    SocketOptions,
+    open_heartbeat_device,
+    open_iopub_device,
+)
 from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._control import ControlHandler
 from ._iopub import IOPub
@@ -59,6 +67,21 @@ class IOParts:
     io_token: trio.lowlevel.TrioToken
 
 
+@attrs.frozen
+class _Sockets:
+    """What clients connect to. The heartbeat's device needs nobody, once it runs.
+
+    Attributes:
+        urls: where each channel listens.
+        iopub: the device that every subshell publishes into.
+        routers: of the channels that clients send requests and answers on.
+    """
+
+    urls: Mapping[Channel, str]
+    iopub: IOPubDevice
+    routers: Mapping[Channel, Socket]
+
+
 class IOThread(Actor):
     """See the module's first lines.
 
@@ -95,86 +118,90 @@ class IOThread(Actor):
 
     async def run(self, mailbox: Mailbox) -> None:
         """Set everything up, tell, and stay until cancelled."""
-        session, kernel = self._session, self._kernel
-        urls = dict(self._urls)
         async with AsyncExitStack() as stack:
-            device = await stack.enter_async_context(
-                open_iopub_device(self._context, urls["iopub"], **self._options)
-            )
-            urls["iopub"] = device.url
-            if "hb" in urls:
-                heartbeat = await stack.enter_async_context(
-                    open_heartbeat_device(urls["hb"], **self._options)
-                )
-                urls["hb"] = heartbeat.url
-            routers: dict[Channel, Socket] = {}
-            for channel in ("control", "stdin", "shell"):
-                routers[channel] = stack.enter_context(self._open_router(channel))
-                urls[channel] = routers[channel].bind(urls[channel])
+            sockets = await self._open_sockets(stack)
             supervisor = await stack.enter_async_context(open_supervisor())
-            iopub = await supervisor.spawn(
-                IOPub(session, device.publisher),
-                name="iopub",
-                capacity=1000,
-                on_failure=Restart(),
-            )
-            output = OutputPort(
-                session, device.publisher, lambda port: iopub.tell_nowait(FlushLater(port))
-            )
-            output.status("starting", None)
-            receiver = session.receiver()
-            kernel_info = describe(kernel)
-            stdin = await supervisor.spawn(
-                StdinChannel(session, receiver, routers["stdin"]),
-                name="stdin",
-                on_failure=Restart(),
-            )
-            control = await supervisor.spawn(
-                ControlHandler(
-                    kernel,
-                    session,
-                    receiver,
-                    routers["control"],
-                    output,
-                    kernel_info,
-                    self._on_shutdown,
-                    self._on_unjoinable,
-                ),
-                name="control",
-                capacity=1000,
-            )
-            # Answers are as many as the requests that are pending, and those are bounded.
-            shell = await supervisor.spawn(
-                ShellChannel(
-                    session,
-                    receiver,
-                    routers["shell"],
-                    output,
-                    {
-                        "kernel_info_request": kernel_info,
-                        "connect_request": {"status": "ok", **ports_of(urls)},
-                    },
-                    kernel.subshells,
-                    control,
-                ),
-                name="shell",
-                capacity=math.inf,
-            )
+            parts = await self._spawn_actors(supervisor, sockets)
             nursery = await stack.enter_async_context(trio.open_nursery())
-            nursery.start_soon(self._end_with, control)
+            nursery.start_soon(self._end_with, parts.control)
             async for letter in mailbox:
                 if isinstance(letter.message, WhatIsThere):
-                    letter.reply(
-                        IOParts(
-                            {channel: urls[channel] for channel in CHANNELS if channel in urls},
-                            device.publisher_url,
-                            shell,
-                            control,
-                            stdin,
-                            iopub,
-                            trio.lowlevel.current_trio_token(),
-                        )
-                    )
+                    letter.reply(parts)
+
+    async def _open_sockets(self, stack: AsyncExitStack) -> _Sockets:
+        """Bind everything that clients connect to; the stack closes it."""
+        urls = dict(self._urls)
+        iopub = await stack.enter_async_context(
+            open_iopub_device(self._context, urls["iopub"], **self._options)
+        )
+        urls["iopub"] = iopub.url
+        if "hb" in urls:
+            heartbeat = await stack.enter_async_context(
+                open_heartbeat_device(urls["hb"], **self._options)
+            )
+            urls["hb"] = heartbeat.url
+        routers: dict[Channel, Socket] = {}
+        for channel in ("control", "stdin", "shell"):
+            routers[channel] = stack.enter_context(self._open_router(channel))
+            urls[channel] = routers[channel].bind(urls[channel])
+        return _Sockets(urls, iopub, routers)
+
+    async def _spawn_actors(self, supervisor: Supervisor, sockets: _Sockets) -> IOParts:
+        """Start the actors that serve the sockets. Who is told of another one comes after it."""
+        kernel, session = self._kernel, self._session
+        urls, publisher = sockets.urls, sockets.iopub.publisher
+        receiver = session.receiver()
+        kernel_info = describe(kernel)
+        iopub = await supervisor.spawn(
+            IOPub(session, publisher), name="iopub", capacity=1000, on_failure=Restart()
+        )
+        output = OutputPort(session, publisher, lambda port: iopub.tell_nowait(FlushLater(port)))
+        output.status("starting", None)
+        stdin = await supervisor.spawn(
+            StdinChannel(session, receiver, sockets.routers["stdin"]),
+            name="stdin",
+            on_failure=Restart(),
+        )
+        control = await supervisor.spawn(
+            ControlHandler(
+                kernel,
+                session,
+                receiver,
+                sockets.routers["control"],
+                output,
+                kernel_info,
+                self._on_shutdown,
+                self._on_unjoinable,
+            ),
+            name="control",
+            capacity=1000,
+        )
+        shell = await supervisor.spawn(
+            ShellChannel(
+                session,
+                receiver,
+                sockets.routers["shell"],
+                output,
+                {
+                    "kernel_info_request": kernel_info,
+                    "connect_request": {"status": "ok", **ports_of(urls)},
+                },
+                kernel.subshells,
+                control,
+            ),
+            name="shell",
+            # Answers are as many as the requests that are pending, and those are bounded.
+            capacity=math.inf,
+        )
+        return IOParts(
+            {channel: urls[channel] for channel in CHANNELS if channel in urls},
+            sockets.iopub.publisher_url,
+            shell,
+            control,
+            stdin,
+            iopub,
+            trio.lowlevel.current_trio_token(),
+        )
 
     async def _end_with(self, control: ActorRef) -> None:
         await self._until()
