@@ -364,8 +364,13 @@ class Kernel:
             socket.identity = identity
         with socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED) as monitor:
             socket.connect(self.url(channel))
-            if not monitor.poll(PATIENCE * 1000):
-                raise AssertionError(f"no {channel} after {PATIENCE} s: {self.log.read_text()}")
+            deadline = time.monotonic() + PATIENCE
+            while not monitor.poll(1000):
+                if self.has_exited or time.monotonic() > deadline:
+                    state = "has ended" if self.has_exited else f"is silent for {PATIENCE} s"
+                    raise AssertionError(
+                        f"no {channel}, the kernel {state}; its log:\n{self.log.read_text()}"
+                    )
             socket.disable_monitor()
         return socket
 
