@@ -2,8 +2,8 @@
 
 Three tasks, all in the subshell's own loop: one sorts what arrives, one serves requests, one serves
 comm messages. The last two are apart so that a cell that awaits something which only a comm message
-can bring about (a widget's value, say) gets it. But a request waits for the comm messages that came
-before it: a cell that is run after a slider was moved reads the new value.
+can bring about (a widget's value, say) gets it. But a request waits a while for the comm messages
+that came before it: a cell that is run after a slider was moved reads the new value.
 
 Each request is served under the subshell's `CellGuard`, so that it can be interrupted. The subshell
 is ended by cancelling its actor; what it was running then gets an error reply from here, what was
@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from ._running import RunningKernel
 
 _log = logging.getLogger("trio_subshells.kernel")
+
+COMM_PATIENCE: Final = 1.0
+"""Seconds that a request waits for the handlers of the comm messages before it: a handler that
+awaits what never comes must not take the subshell away."""
 
 LONGEST_HISTORY: Final = 10_000
 """Executed cells that a subshell remembers for the default `Kernel.history`."""
@@ -187,9 +191,13 @@ class Subshell(Actor):
 
     async def _serve_requests(self) -> None:
         while True:
-            if not self._backlog or self._backlog[0].comms_before > self._comms_served:
+            if not self._backlog:
                 await self._requests_wait.park()
                 continue
+            queued = self._backlog[0]
+            with trio.move_on_after(COMM_PATIENCE):
+                while queued.comms_before > self._comms_served:
+                    await self._requests_wait.park()
             work = self._backlog.popleft().work
             header = work.request.header
             self._output.status("busy", header)
