@@ -175,12 +175,16 @@ class Cell:
             InputNotAllowed: the request says that its client can't answer.
         """
         self._check_stdin()
-        return await self._prompter.ask(prompt, password=False)
+        return await self._ask(prompt, password=False)
 
     async def getpass(self, prompt: str = "") -> str:
         """Ask the client for a password, which it doesn't show. Otherwise as `input`."""
         self._check_stdin()
-        return await self._prompter.ask(prompt, password=True)
+        return await self._ask(prompt, password=True)
+
+    async def _ask(self, prompt: str, *, password: bool) -> str:
+        with self._guard.protected():  # the scope is what ends this
+            return await self._prompter.ask(prompt, password=password)
 
     def blocking_input(self, prompt: str = "", *, password: bool = False) -> str:
         """Ask the client from code that can't await; it blocks this thread until the answer comes.

@@ -81,6 +81,7 @@ class CellGuard:
         """Of the running cell, or of the last one."""
         self.running: object | None = None
         """What the caller of `run` said it is, while a cell runs."""
+        self._stepping = False
         self._armed = False
         self._raised = False
         self._wanted = False
@@ -164,8 +165,9 @@ class CellGuard:
     def protected(self) -> Protection:
         """A block, in what the cell's code calls of ours, within which nothing strikes.
 
-        What was to strike meanwhile is raised at the block's end. Entered by other threads than the
-        cell's, or while no cell runs, it does nothing.
+        What was to strike meanwhile is raised at the block's end. The block may await; then the
+        cell's cancelled scope ends it. Entered by other threads than the cell's, by tasks that the
+        cell has started, or while no cell runs, it does nothing.
         """
         return self._protection
 
@@ -268,9 +270,7 @@ class Protection:
 
     def __enter__(self) -> None:
         guard = self._guard
-        if guard._thread != threading.get_ident():
-            return
-        if self._depth == 0 and not guard._armed:
+        if not guard._stepping or guard._thread != threading.get_ident():
             return
         self._depth += 1
         guard._armed = False
@@ -287,7 +287,7 @@ class Protection:
         traceback: TracebackType | None,
     ) -> None:
         guard = self._guard
-        if self._depth == 0 or guard._thread != threading.get_ident():
+        if not guard._stepping or guard._thread != threading.get_ident():
             return
         self._depth -= 1
         if self._depth == 0:
@@ -307,15 +307,18 @@ def _drive(body: Coroutine[Any, Any, T], guard: CellGuard) -> Generator[Any, Any
         result.append(await body)
 
     stepped = finishing()
+    protection = guard._protection
+    protection._depth = 0
     guard._thread = threading.get_ident()
     out: list[Any] = []
     steps: Iterator[Any] = map(stepped.send, (None,))
     while True:
         try:
-            guard._armed = True
+            guard._stepping = True
+            guard._armed = not protection._depth  # it may await within a protected block
             out[:] = steps
         finally:
-            guard._armed = False
+            guard._armed = guard._stepping = False
             while guard._raised:
                 try:
                     guard.settle()

@@ -8,9 +8,16 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -159,10 +166,11 @@ class RunningKernel:
         """
         self._main_life()  # or else this would wait for what waits for Kernel.lifespan
         with trio.CancelScope(shield=True):  # for a moment: a subshell must not be forgotten
-            life: SubshellLife = await self._parts.control.ask(Create(host), timeout=math.inf)
+            life: SubshellLife = await self._ask(self._parts.control, Create(host))
         subshell = SubshellHandle(self, life)
         try:
-            await life.wait_set_up()
+            with _protected():
+                await life.wait_set_up()
         except BaseException:
             with trio.CancelScope(shield=True), suppress(UnknownSubshell):
                 await subshell.delete(timeout=math.inf)
@@ -180,13 +188,11 @@ class RunningKernel:
             UnknownSubshell: there is none of that id.
             SubshellUnjoinable: it has not ended in time; it will be joined as soon as it does.
         """
-        await self._parts.control.ask(Delete(subshell_id, timeout), timeout=math.inf)
+        await self._ask(self._parts.control, Delete(subshell_id, timeout))
 
     async def subshells(self) -> Mapping[str | None, SubshellHandle]:
         """Every subshell there is, by id, whoever created it; None is the main shell."""
-        lives: dict[str | None, SubshellLife] = await self._parts.control.ask(
-            Describe(), timeout=math.inf
-        )
+        lives: dict[str | None, SubshellLife] = await self._ask(self._parts.control, Describe())
         return {key: SubshellHandle(self, life) for key, life in lives.items()}
 
     async def interrupt(self, *, timeout: float = INTERRUPT_TIMEOUT) -> None:
@@ -195,7 +201,7 @@ class RunningKernel:
         Raises:
             TimeoutError: something has not ended within `timeout` seconds.
         """
-        await self._parts.control.ask(Interrupt(timeout=timeout), timeout=math.inf)
+        await self._ask(self._parts.control, Interrupt(timeout=timeout))
 
     def interrupt_soon(self) -> None:
         """Have everything interrupted, without waiting; from any thread, and any signal handler."""
@@ -209,6 +215,10 @@ class RunningKernel:
             self._parts.control.tell_nowait(Interrupt())
 
     # ------------------------------------------------------------------------- everything
+
+    async def _ask(self, actor: ActorRef, message: object) -> Any:
+        with _protected():
+            return await actor.ask(message, timeout=math.inf)
 
     async def wait_closed(self) -> None:
         """Wait until a client has shut the kernel down; only in the loop that opened it."""
@@ -274,8 +284,8 @@ class SubshellHandle:
             metadata={} if timeout is None else {"timeout": timeout},
             subshell_id=self.id,
         )
-        content = await self._kernel._parts.shell.ask(
-            Submit(request, _output_parent(request.header)), timeout=math.inf
+        content = await self._kernel._ask(
+            self._kernel._parts.shell, Submit(request, _output_parent(request.header))
         )
         return ExecuteReply(content["status"], content)
 
@@ -286,8 +296,8 @@ class SubshellHandle:
             UnknownSubshell: it has been deleted.
             TimeoutError: it has not ended within `timeout` seconds.
         """
-        await self._kernel._parts.control.ask(
-            Interrupt(self.id, everywhere=False, timeout=timeout), timeout=math.inf
+        await self._kernel._ask(
+            self._kernel._parts.control, Interrupt(self.id, everywhere=False, timeout=timeout)
         )
 
     async def delete(self, *, timeout: float = DELETE_TIMEOUT) -> None:
@@ -307,6 +317,12 @@ class SubshellHandle:
 
     def __repr__(self) -> str:
         return f"<SubshellHandle {self._life.info.name} {self.state.value}>"
+
+
+def _protected() -> AbstractContextManager[None]:
+    """While a cell asks our actors, an interrupt cancels it, and doesn't strike in their queues."""
+    here = place.get(None)
+    return nullcontext() if here is None or here.cell is None else here.cell._guard.protected()
 
 
 def _output_parent(header: Header) -> Header:
