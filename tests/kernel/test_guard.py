@@ -291,6 +291,64 @@ async def test_a_strike_waits_for_the_end_of_a_protected_block() -> None:
     assert raiser.strikes == 0
 
 
+async def test_a_protected_block_may_await() -> None:
+    guard, raiser, reached = CellGuard(), NotedRaiser(), []
+
+    async def ask() -> None:
+        with guard.protected():
+            assert not guard.strike(1)
+            await trio.lowlevel.checkpoint()
+            assert not guard.strike(1)
+            reached.append("the end of the block")
+        reached.append("after it")
+
+    with pytest.raises(KeyboardInterrupt):
+        await guard.run(ask, what=1, raiser=raiser)
+    assert reached == ["the end of the block"]
+    assert raiser.strikes == 0
+
+    async def ask_and_compute() -> None:
+        with guard.protected():
+            await trio.lowlevel.checkpoint()
+        assert guard.strike(2)
+        await trio.lowlevel.checkpoint()
+        assert guard.strike(2)
+
+    await guard.run(ask_and_compute, what=2, raiser=raiser)
+    assert raiser.strikes == 2
+
+
+async def test_a_task_of_the_cell_in_such_a_block_changes_nothing() -> None:
+    """Whether its block begins and ends before or after those of the cell itself."""
+    guard, raiser = CellGuard(), NotedRaiser()
+    enter, leave = [trio.Event(), trio.Event()], [trio.Event(), trio.Event()]
+
+    async def ask_as_a_task(number: int) -> None:
+        await enter[number].wait()
+        with guard.protected():
+            await leave[number].wait()
+
+    async def ask() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask_as_a_task, 0)
+            nursery.start_soon(ask_as_a_task, 1)
+            enter[0].set()
+            await wait_all_tasks_blocked()
+            with guard.protected():
+                enter[1].set()
+                leave[0].set()
+                await wait_all_tasks_blocked()
+                assert not guard.strike(1)
+                guard._wanted = False  # it is not to be raised here
+            assert guard.strike(1)
+            leave[1].set()
+            await wait_all_tasks_blocked()
+            assert guard.strike(1)
+
+    await guard.run(ask, what=1, raiser=raiser)
+    assert raiser.strikes == 2
+
+
 async def test_a_block_in_another_thread_protects_nothing() -> None:
     guard, raiser = CellGuard(), NotedRaiser()
 
@@ -340,7 +398,9 @@ async def short(guard: CellGuard) -> int:
     """A cell that is over almost as soon as it has begun, with all that a cell can go through."""
     with guard.protected():
         total = sum((1, 2, 3))
-    if guard.generation % 6 == 0:
+        if guard.generation % 15 == 0:
+            await trio.lowlevel.checkpoint()
+    if guard.generation % 10 == 0:
         await trio.lowlevel.checkpoint()
     return total
 
@@ -410,7 +470,7 @@ def test_interrupts_from_another_thread_hit_their_cells_only() -> None:
         return "undisturbed"
 
     thread, outcome = in_thread(cells)
-    while thread.is_alive() and len(struck) < 10:
+    while thread.is_alive() and len(struck) < 5:
         generation = guard.generation
         if generation % 2:
             guard.strike(generation)
