@@ -344,13 +344,53 @@ async def test_what_fails_is_raised_as_itself(point: str) -> None:
             kernel.fail_at("block")
 
 
-async def test_cancelling_the_block_is_no_failure(kernel: CellsKernel) -> None:
-    with trio.CancelScope() as scope:
-        async with opened(kernel) as running, trio.open_nursery() as nursery:
-            nursery.start_soon(running.main.execute, "wait")
-            await kernel.started.wait()  # type: ignore[attr-defined]
-            scope.cancel()
-    assert scope.cancelled_caught
+async def test_a_cancelled_block_ends_everything_in_good_order(kernel: CellsKernel) -> None:
+    """The ladder is needed for it, so what climbs it must not be cancelled with the block."""
+    spinning = Flag()
+
+    @kernel.cell
+    def spin(cell: ts.Cell) -> None:
+        spinning.set()
+        while True:
+            pass
+
+    async with (
+        serving_elsewhere(kernel) as (connection, cancel, ended),
+        open_client(connection) as client,
+    ):
+        subshell_id = await client.create_subshell()
+        cells = [client.execute("wait"), client.execute("spin", subshell_id=subshell_id)]
+        queued = client.execute("", subshell_id=subshell_id)
+        await kernel.started.wait()  # type: ignore[attr-defined]
+        await spinning.wait()
+        await client.request("kernel_info_request").done()  # so the queued one has arrived
+        cancel.set()
+        await ended.wait()
+        for cell in cells:
+            assert (await cell.done())["ename"] == "KernelShutdown"
+        assert (await queued.done())["status"] == "aborted"
+
+
+@asynccontextmanager
+async def serving_elsewhere(
+    kernel: ts.Kernel,
+) -> AsyncIterator[tuple[ConnectionInfo, Flag, Flag]]:
+    """Serve a kernel in a task whose scope is cancelled by a flag; another one tells the end."""
+    cancel, ended = Flag(), Flag()
+
+    async def serve_until_cancelled(
+        task_status: trio.TaskStatus[ConnectionInfo] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            running = await nursery.start(serve, kernel, ConnectionInfo.local())
+            task_status.started(running.connection)
+            await cancel.wait()
+            nursery.cancel_scope.cancel()
+        ended.set()
+
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            yield await nursery.start(serve_until_cancelled), cancel, ended
 
 
 @pytest.fixture

@@ -8,13 +8,7 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import (
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,11 +30,11 @@ from ..actors import (
     open_supervisor,
     open_system,
 )
-from ..sockets import InprocTransport, SocketOptions, open_context
+from ..sockets import Context, InprocTransport, SocketOptions, open_context
 from ..wire import Channel, ConnectionInfo, Header, WireSession
 from ._control import DELETE_TIMEOUT, INTERRUPT_TIMEOUT
 from ._errors import UnknownSubshell
-from ._guard import CellGuard, Raiser
+from ._guard import Raiser, SubshellGuards, protected
 from ._io import IOParts, IOThread, WhatIsThere, ports_of
 from ._kernel import Kernel
 from ._life import SubshellLife, SubshellState, SubshellStatistics
@@ -169,7 +163,7 @@ class RunningKernel:
             life: SubshellLife = await self._ask(self._parts.control, Create(host))
         subshell = SubshellHandle(self, life)
         try:
-            with _protected():
+            with protected():
                 await life.wait_set_up()
         except BaseException:
             with trio.CancelScope(shield=True), suppress(UnknownSubshell):
@@ -217,7 +211,8 @@ class RunningKernel:
     # ------------------------------------------------------------------------- everything
 
     async def _ask(self, actor: ActorRef, message: object) -> Any:
-        with _protected():
+        # An interrupt cancels a cell that asks our actors, and doesn't strike in their queues.
+        with protected():
             return await actor.ask(message, timeout=math.inf)
 
     async def wait_closed(self) -> None:
@@ -319,12 +314,6 @@ class SubshellHandle:
         return f"<SubshellHandle {self._life.info.name} {self.state.value}>"
 
 
-def _protected() -> AbstractContextManager[None]:
-    """While a cell asks our actors, an interrupt cancels it, and doesn't strike in their queues."""
-    here = place.get(None)
-    return nullcontext() if here is None or here.cell is None else here.cell._guard.protected()
-
-
 def _output_parent(header: Header) -> Header:
     """Whose child the output is: a cell's that executes code elsewhere, or the request's own."""
     here = place.get(None)
@@ -369,6 +358,7 @@ async def open_kernel(
 
     Leaving the block shuts the kernel down: what runs is ended, what is queued is aborted, the last
     output is delivered, and every thread joined. If something can't be ended, leaving waits for it.
+    A block that is cancelled is left like any other.
 
     Args:
         kernel: the author's object.
@@ -395,7 +385,7 @@ async def open_kernel(
     )
     urls, options = _addresses(connection)
     with _one_as_itself(), open_context() as context:
-        async with open_system("kernel", transport=InprocTransport(context)) as system:
+        async with _open_shielded_system(context) as system:
             io = await system.spawn(
                 IOThread(
                     kernel,
@@ -425,19 +415,42 @@ async def open_kernel(
                 running,
             )
             async with kernel.lifespan(running):
-                guard = CellGuard()
+                guards = SubshellGuards()
                 main = await system.spawn(
-                    Subshell(kernel, SubshellInfo(None), wiring, guard, make_raiser),
+                    Subshell(kernel, SubshellInfo(None), wiring, guards, make_raiser),
                     name="main shell",
                     capacity=math.inf,
                 )
                 await main.ask(AreYouReady(), timeout=math.inf)
-                running._main = SubshellLife(SubshellInfo(None), main, guard)
+                running._main = SubshellLife(SubshellInfo(None), main, guards)
                 await parts.control.ask(Adopt(running._main, wiring), timeout=math.inf)
                 try:
                     yield running
                 finally:
                     await _shut_down(parts.control)
+
+
+@asynccontextmanager
+async def _open_shielded_system(context: Context) -> AsyncIterator[Supervisor]:
+    """A system whose actors go on, when the block is cancelled, until it is left.
+
+    They are who ends in good order what the kernel runs: the ladder has to climb, replies have to
+    be sent. So they live in a task with a shield around it, and the block lives outside of that.
+    """
+    leave = trio.Event()
+
+    async def hold(task_status: trio.TaskStatus[Supervisor]) -> None:
+        with trio.CancelScope(shield=True):
+            async with open_system("kernel", transport=InprocTransport(context)) as system:
+                task_status.started(system)
+                await leave.wait()
+
+    async with trio.open_nursery() as nursery:
+        system: Supervisor = await nursery.start(hold)
+        try:
+            yield system
+        finally:
+            leave.set()
 
 
 @contextmanager
