@@ -38,7 +38,9 @@ def test_installed_logos_are_images(command: Run, jupyter_directories: Path) -> 
 
 def test_install_under_another_name(command: Run, jupyter_directories: Path) -> None:
     where = ("--prefix", jupyter_directories, "--name", "Mine")
-    assert command("install", *where, "--display-name", "My [own] Python").code == 0
+    done = command("install", *where, "--display-name", "My [own] Python")
+    assert done.code == 0
+    assert "My [own] Python is installed as mine" in done.stdout
     file = jupyter_directories / "share" / "jupyter" / "kernels" / "mine" / "kernel.json"
     assert json.loads(file.read_text())["display_name"] == "My [own] Python"
     assert command("uninstall", *where).code == 0
@@ -59,7 +61,7 @@ def test_list_tells_what_is_ours(command: Run, jupyter_directories: Path) -> Non
         (kernels / name / "kernel.json").write_text(text)
     lines = [line.split("\t") for line in command("list").stdout.splitlines()]
     assert lines == [
-        ["old", str(kernels / "old"), "/gone/python", "is gone"],
+        ["old", str(kernels / "old"), "/gone/python", "its interpreter is gone"],
         ["trio-python", str(kernels / "trio-python"), sys.executable, "ok"],
     ]
 
@@ -69,6 +71,26 @@ def test_list_tells_which_is_shadowed(command: Run, jupyter_directories: Path) -
     command("install", "--prefix", jupyter_directories)  # JUPYTER_PATH comes first
     states = [line.split("\t")[3] for line in command("list").stdout.splitlines()]
     assert states == ["ok", "shadowed by another kernelspec of that name"]
+
+
+def test_list_for_people_keeps_a_path_in_one_piece(
+    command: Run, jupyter_directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("install", "--prefix", jupyter_directories)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = command("list").stdout
+    assert "\t" not in shown
+    assert str(jupyter_directories / "share" / "jupyter" / "kernels" / "trio-python") in shown
+    assert sys.executable in shown
+
+
+def test_install_tells_where_jupyter_does_not_look(
+    command: Run, jupyter_directories: Path, tmp_path: Path
+) -> None:
+    assert "JUPYTER_PATH" not in command("install", "--prefix", jupyter_directories).stdout
+    shown = command("install", "--prefix", tmp_path / "elsewhere").stdout
+    assert f"JUPYTER_PATH has {tmp_path / 'elsewhere' / 'share' / 'jupyter'}" in shown
 
 
 def test_uninstall_says_where_else_there_is_one(command: Run, jupyter_directories: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -143,7 +144,7 @@ def test_what_is_no_notebook(command: Run, tmp_path: Path) -> None:
     (tmp_path / "future.ipynb").write_text('{"nbformat": 99, "nbformat_minor": 0, "cells": []}')
     for path, complaint in [
         (tmp_path / "none.ipynb", "can't be read"),
-        (tmp_path, "can't be read"),
+        (tmp_path, "is a directory"),
         (tmp_path / "text.ipynb", "is no notebook"),
         (tmp_path / "list.ipynb", "is no notebook"),
         (tmp_path / "bytes.ipynb", "is no notebook"),
@@ -162,11 +163,37 @@ def test_a_notebook_in_another_language(command: Run, tmp_path: Path) -> None:
     assert "--kernel ir" in done.stderr
 
 
-def test_a_kernel_that_does_not_exist(command: Run, tmp_path: Path) -> None:
-    done = command("run", write(tmp_path / "work.ipynb", "1"), "--kernel", "nope")
+@pytest.mark.parametrize("name", ["nope", "[/nope]"])  # as Rich's markup, the latter is an error
+def test_a_kernel_that_does_not_exist(command: Run, tmp_path: Path, name: str) -> None:
+    for arguments in (["run", write(tmp_path / "work.ipynb", "1")], ["demo"]):
+        done = command(*arguments, "--kernel", name)
+        assert done.code == 1
+        assert f"there is no kernelspec '{name}'" in done.stderr
+        assert "trio-python" in done.stderr
+
+
+def test_a_kernel_whose_program_is_gone(
+    command: Run, tmp_path: Path, jupyter_directories: Path
+) -> None:
+    spec = {"argv": ["/gone/python", "{connection_file}"], "display_name": "", "language": ""}
+    kernel = jupyter_directories / "share" / "jupyter" / "kernels" / "old"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    for arguments in (["run", write(tmp_path / "work.ipynb", "1")], ["demo"]):
+        done = command(*arguments, "--kernel", "old")
+        assert done.code == 1
+        assert "runs /gone/python, which isn't there" in done.stderr
+
+
+def test_an_output_that_cannot_be_written(command: Run, tmp_path: Path) -> None:
+    output = tmp_path / "output.ipynb"
+    output.touch()
+    output.chmod(0o400)
+    if os.access(output, os.W_OK):
+        pytest.skip("nothing is forbidden to the superuser")
+    done = command("run", write(tmp_path / "work.ipynb", "1"), "--output", output)
     assert done.code == 1
-    assert "there is no kernelspec 'nope'" in done.stderr
-    assert "trio-python" in done.stderr
+    assert f"{output} can't be written" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -175,6 +202,7 @@ def test_a_kernel_that_does_not_exist(command: Run, tmp_path: Path) -> None:
         (["--inplace", "--output", "x"], "choose --output or --inplace"),
         (["--timeout", "0"], "more than 0"),
         (["--output", "nowhere/x.ipynb"], "there is no directory nowhere"),
+        (["--output", "."], ". is a directory"),
     ],
 )
 def test_options_that_make_no_sense(

@@ -63,6 +63,17 @@ def test_it_serves_a_file_that_is_there(tmp_path: Path) -> None:
     assert Path(file).exists()
 
 
+def test_a_place_where_no_connection_file_can_be_written(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "file" / "runtime"))
+    done = command("start")
+    assert done.code == 1
+    assert "can't write a connection file" in done.stderr
+    assert "JUPYTER_RUNTIME_DIR" in done.stderr
+
+
 def test_a_file_that_is_no_connection_file(program: Run, tmp_path: Path) -> None:
     file = tmp_path / "connection.json"
     file.write_text("{}")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
+from jupyter_core.paths import jupyter_path
 from rich.markup import escape
-from rich.table import Table
 
 from ..ipython import IPythonKernel
 from ..kernel import install_kernelspec, uninstall_kernelspec
@@ -29,8 +29,11 @@ app = App(
 Prefix = Annotated[
     Path | None, Parameter(help="Below this directory: PREFIX/share/jupyter/kernels.")
 ]
-User = Annotated[bool, Parameter(negative="", help="Among your own data, for all environments.")]
-SysPrefix = Annotated[bool, Parameter(negative="", help="In the environment of this Python.")]
+_flag = Parameter(negative="", show_default=False)
+User = Annotated[
+    bool, Parameter(help="Among your own data, where every Jupyter of yours looks."), _flag
+]
+SysPrefix = Annotated[bool, Parameter(help="In the environment of this Python."), _flag]
 KernelName = Annotated[str, Parameter(help="The name of a kernelspec.")]
 
 
@@ -40,7 +43,7 @@ def run_app() -> None:
         app(sys.argv[1:])
     except CommandError as error:
         console = make_console(stderr=True)
-        console.print(f"{mark(console, good=False)} {error}", soft_wrap=True)
+        console.print(f"{mark(console, good=False)} {escape(str(error))}", soft_wrap=True)
         raise SystemExit(1) from None
 
 
@@ -81,15 +84,25 @@ def install(
             resources=IPythonKernel.resources,
         )
     except ValueError as error:
-        raise CommandError(escape(str(error))) from None
+        raise CommandError(str(error)) from None
     except OSError as error:
-        raise CommandError(_not_possible("install", error)) from None
+        hint = "--user or --prefix DIR choose another place"
+        raise CommandError(f"can't install {_in_words(error)}; {hint}") from None
     console = make_console()
     console.print(
-        f"{mark(console, good=True)} {display_name} is installed as [shell]{directory.name}[/] in "
-        f"{escape(str(directory))}",
+        f"{mark(console, good=True)} {escape(display_name)} is installed as "
+        f"[shell]{directory.name}[/] in {escape(str(directory))}",
         soft_wrap=True,
     )
+    if str(directory.parent) not in jupyter_path("kernels"):
+        data = escape(str(directory.parent.parent))
+        console.print(f"  [note]Jupyter looks there if JUPYTER_PATH has {data}[/]", soft_wrap=True)
+    elif sys.prefix != sys.base_prefix and directory.is_relative_to(sys.prefix):
+        console.print(
+            "  [note]for the Jupyter of this environment; one from elsewhere finds it with[/] "
+            "[shell]install --user[/]",
+            soft_wrap=True,
+        )
 
 
 @app.command
@@ -104,13 +117,13 @@ def uninstall(
     try:
         directory = uninstall_kernelspec(name, prefix=prefix, user=user, sys_prefix=sys_prefix)
     except ValueError as error:
-        raise CommandError(escape(str(error))) from None
+        raise CommandError(str(error)) from None
     except FileNotFoundError as error:
         others = [str(spec.directory) for spec in _specs.installed() if spec.name == name.lower()]
         hint = f"; there is one in {', '.join(others)}" if others else ""
-        raise CommandError(escape(f"{error}{hint}")) from None
+        raise CommandError(f"{error}{hint}") from None
     except OSError as error:
-        raise CommandError(_not_possible("uninstall", error)) from None
+        raise CommandError(f"can't remove {_in_words(error)}") from None
     console = make_console()
     console.print(f"{mark(console, good=True)} {escape(str(directory))} is gone", soft_wrap=True)
 
@@ -129,18 +142,15 @@ def list_() -> None:
         for spec in found:
             print(spec.name, spec.directory, spec.interpreter, spec.state, sep="\t")
         return
-    table = Table(box=None, header_style="title", padding=(0, 2, 0, 0))
-    for title in ("name", "kernelspec", "interpreter"):
-        table.add_column(title, overflow="fold")
     for spec in found:
         sign = mark(console, good=spec.state == "ok")
-        reason = "" if spec.state == "ok" else f" [bad]{spec.state}[/]"
-        table.add_row(
-            f"[shell]{spec.name}[/]",
-            escape(str(spec.directory)),
-            f"{sign} {escape(spec.interpreter)}{reason}",
+        reason = "" if spec.state == "ok" else f": [bad]{spec.state}[/]"
+        console.print(
+            f"{sign} [shell]{spec.name}[/]{reason}\n"
+            f"  [note]kernelspec [/] {escape(str(spec.directory))}\n"
+            f"  [note]interpreter[/] {escape(spec.interpreter)}",
+            soft_wrap=True,  # a path stays in one piece, to be copied
         )
-    console.print(table)
 
 
 @app.command
@@ -153,7 +163,8 @@ def start(
 ) -> None:
     """Start the kernel here, until a client shuts it down.
 
-    Without a connection file there will be a new one, and you are told how to connect.
+    Without a connection file there will be a new one, and you are told how to connect. Ctrl-C
+    interrupts what the kernel runs.
     """
     from ._start import start as start_here
 
@@ -162,22 +173,19 @@ def start(
 
 @app.command(name="run")
 def run_(
-    notebook: Path,
+    notebook: Annotated[Path, Parameter(help="An .ipynb file.")],
     /,
     *,
     output: Annotated[
-        Path | None, Parameter(help="The file to write. By default NOTEBOOK.executed.ipynb.")
+        Path | None,
+        Parameter(help="The file to write. By default NAME.executed.ipynb, beside the notebook."),
     ] = None,
-    inplace: Annotated[
-        bool, Parameter(negative="", help="Write into the notebook itself.")
-    ] = False,
+    inplace: Annotated[bool, Parameter(help="Write into the notebook itself."), _flag] = False,
     kernel: KernelName = _specs.NAME,
     timeout: Annotated[
         int | None, Parameter(help="Seconds for each cell. By default there is no limit.")
     ] = None,
-    allow_errors: Annotated[
-        bool, Parameter(negative="", help="Go on after a cell that fails.")
-    ] = False,
+    allow_errors: Annotated[bool, Parameter(help="Go on after a cell that fails."), _flag] = False,
 ) -> None:
     """Execute a notebook and write it with its outputs.
 
@@ -190,6 +198,8 @@ def run_(
         raise CommandError("the result goes to one place: choose --output or --inplace")
     if timeout is not None and timeout <= 0:
         raise CommandError(f"--timeout takes seconds, more than 0, not {timeout}")
+    if notebook.is_dir():
+        raise CommandError(f"{notebook} is a directory; run takes a notebook")
     target = notebook if inplace else output or notebook.with_suffix(".executed.ipynb")
     _run(
         run_notebook(
@@ -233,6 +243,5 @@ def _ended_as_by_ctrl_c(*names: str) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _not_possible(what: str, error: OSError) -> str:
-    hint = "; --user or --prefix DIR choose another place" if what == "install" else ""
-    return escape(f"can't {what} {error.filename or ''}: {error.strerror or error}{hint}")
+def _in_words(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)

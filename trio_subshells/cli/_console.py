@@ -22,7 +22,7 @@ THEME = Theme(
 
 
 class CommandError(Exception):
-    """A command can't do what it was asked for; its text tells the user why. Exit code 1."""
+    """A command can't do what it was asked for; its plain text tells the user why. Exit code 1."""
 
 
 def make_console(*, stderr: bool = False) -> Console:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import attrs
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ._client import DrivenKernel, KernelDied, Request, RequestFailed, run_kernel
@@ -330,6 +329,8 @@ async def demo(console: Console, kernel_name: str) -> None:
     Raises:
         CommandError: something that it shows did not happen. It has been said on the console.
     """
+    specs = OwnKernelSpecManager()
+    specs.check(kernel_name)
     began = time.perf_counter()
     console.print(
         "[title]trio_subshells:[/] [note]a real kernel, a real client, and what happened "
@@ -337,7 +338,7 @@ async def demo(console: Console, kernel_name: str) -> None:
     )
     measured: dict[str, Sequence[float]] = {}
     try:
-        async with run_kernel(kernel_name, OwnKernelSpecManager()) as kernel:
+        async with run_kernel(kernel_name, specs) as kernel:
             measured["start of the kernel, until its first reply"] = [time.perf_counter() - began]
             language = kernel.info["language_info"]
             console.print(
@@ -366,9 +367,9 @@ async def demo(console: Console, kernel_name: str) -> None:
                 except TimeoutError:
                     raise StepFailed(f"nothing happened for {PATIENCE} s") from None
     except KernelDied as death:
-        raise CommandError(f"{escape(str(death))}\n{escape(death.log)}") from None
+        raise CommandError(f"{death}\n{death.log}") from None
     except (StepFailed, RequestFailed) as failure:
-        raise CommandError(f"the demo has failed: {escape(str(failure))}") from None
+        raise CommandError(f"the demo has failed: {failure}") from None
 
     table = Table(box=None, header_style="title", pad_edge=False)
     table.add_column("Measured")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from jupyter_client.kernelspec import NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -48,9 +48,9 @@ async def run_notebook(
     """
     node = _read(notebook)
     _check_language(node, kernel_name)
-    if not output.parent.is_dir():
-        raise CommandError(f"there is no directory {escape(str(output.parent))} to write to")
+    _check_output(output)
     specs = OwnKernelSpecManager()
+    specs.check(kernel_name)
     manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=specs)
     client = NotebookClient(
         node,
@@ -60,13 +60,7 @@ async def run_notebook(
         resources={"metadata": {"path": _directory(notebook)}},
     )
     try:
-        try:
-            await client.async_start_new_kernel()
-        except NoSuchKernel:
-            known = ", ".join(sorted({*specs.find_kernel_specs(), NAME}))
-            raise CommandError(
-                f"there is no kernelspec {kernel_name!r}; there are: {known}"
-            ) from None
+        await client.async_start_new_kernel()
         try:
             await client.async_start_new_kernel_client()
         except RuntimeError as error:
@@ -160,33 +154,45 @@ def _failure(
         what = f"it was not done after {timeout} s"
     else:
         what = "the kernel has died"
-    return CommandError(f"cell {escape(title)}\n{escape(what)}")
+    return CommandError(f"cell {title}\n{what}")
 
 
 def _directory(notebook: Path) -> str:
     return str(notebook.absolute().parent)
 
 
+def _check_output(output: Path) -> None:
+    """Refuse, before hours of work, a file that can't be written after them."""
+    if not output.parent.is_dir():
+        raise CommandError(f"there is no directory {output.parent} to write to")
+    if output.is_dir():
+        raise CommandError(f"{output} is a directory; --output takes the file to write")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise CommandError(f"{output} can't be written; --output FILE chooses another place")
+
+
 def _write(node: Any, output: Path) -> None:
-    nbformat.write(node, output)  # type: ignore[no-untyped-call]
+    try:
+        nbformat.write(node, output)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise CommandError(f"{output} can't be written: {error.strerror or error}") from error
 
 
 def _read(notebook: Path) -> Any:
-    where = escape(str(notebook))
     try:
         text = notebook.read_text(encoding="utf-8")
         content = json.loads(text)
     except OSError as error:
-        raise CommandError(f"{where} can't be read: {error.strerror or error}") from None
+        raise CommandError(f"{notebook} can't be read: {error.strerror or error}") from None
     except ValueError as error:  # not UTF-8, not JSON
-        raise CommandError(f"{where} is no notebook: {escape(str(error))}") from None
+        raise CommandError(f"{notebook} is no notebook: {error}") from None
     if not isinstance(content, dict) or "nbformat" not in content:
-        raise CommandError(f"{where} is no notebook: it has JSON, but nothing called 'nbformat'")
+        raise CommandError(f"{notebook} is no notebook: it has JSON, but nothing called 'nbformat'")
     try:
         return nbformat.reads(text, as_version=4)  # type: ignore[no-untyped-call]
     except (nbformat.ValidationError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise CommandError(f"{where} is no notebook: {escape(reason)}") from None
+        raise CommandError(f"{notebook} is no notebook: {reason}") from None
 
 
 def _check_language(node: Any, kernel_name: str) -> None:
@@ -198,6 +204,6 @@ def _check_language(node: Any, kernel_name: str) -> None:
     if kernel_name == NAME and language and language.lower() not in ("python", "ipython"):
         own = metadata.get("kernelspec", {}).get("name", "NAME")
         raise CommandError(
-            f"the notebook is written in {escape(language)}, {NAME} runs Python; "
-            f"name its kernel: --kernel {escape(own)}"
+            f"the notebook is written in {language}, {NAME} runs Python; "
+            f"name its kernel: --kernel {own}"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_path
 
 from ..ipython import IPythonKernel
@@ -30,7 +30,7 @@ def trio_python(display_name: str = DISPLAY_NAME) -> dict[str, Any]:
     if find_spec("IPython") is None:
         raise CommandError(
             "the kernel needs IPython, which is not installed in this environment; "
-            r"this installs it: pip install 'trio-subshells\[cli,ipython]'"
+            "this installs it: pip install 'trio-subshells[cli,ipython]'"
         )
     return {
         **IPythonKernel.kernelspec,
@@ -51,6 +51,25 @@ class OwnKernelSpecManager(KernelSpecManager):
         if kernel_name == NAME:
             return KernelSpec(**trio_python())
         return super().get_kernel_spec(kernel_name)
+
+    def check(self, kernel_name: str) -> None:
+        """Refuse a kernel that can't be started.
+
+        Raises:
+            CommandError: there is no such kernelspec, or not the program that it runs.
+        """
+        try:
+            spec = self.get_kernel_spec(kernel_name)
+        except NoSuchKernel:
+            known = ", ".join(sorted({*self.find_kernel_specs(), NAME}))
+            raise CommandError(
+                f"there is no kernelspec {kernel_name!r}; there are: {known}"
+            ) from None
+        if not spec.argv or shutil.which(spec.argv[0]) is None:
+            program = spec.argv[0] if spec.argv else "nothing"
+            raise CommandError(
+                f"the kernelspec {kernel_name!r} runs {program}, which isn't there (any more)"
+            )
 
 
 @attrs.frozen
@@ -85,7 +104,7 @@ def installed() -> list[InstalledSpec]:
                 interpreter = str(spec["argv"][0])
                 state = "ok"
                 if shutil.which(interpreter) is None:
-                    state = "is gone"
+                    state = "its interpreter is gone"
                 elif name in taken:
                     state = "shadowed by another kernelspec of that name"
                 found.append(InstalledSpec(name, file.parent, interpreter, state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.markup import escape
 from ..ipython import IPythonKernel
 from ..kernel import main
 from . import _specs
+from ._console import CommandError
 
 
 def start(console: Console, file: Path | None) -> None:
@@ -24,14 +26,23 @@ def start(console: Console, file: Path | None) -> None:
     if file is not None:
         main(IPythonKernel, ["-f", str(file)])
     directory = Path(jupyter_runtime_dir())
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     own = directory / f"kernel-{uuid.uuid4().hex[:8]}.json"
-    write_connection_file(str(own), kernel_name=_specs.NAME)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_connection_file(str(own), kernel_name=_specs.NAME)
+    except OSError as error:
+        reason = error.strerror or error
+        raise CommandError(
+            f"can't write a connection file: {error.filename or own}: {reason}; "
+            "JUPYTER_RUNTIME_DIR chooses another place"
+        ) from None
+    ends_it = "Ctrl-Break" if sys.platform == "win32" else "Ctrl-\\"
     try:
         console.print(
             f"The kernel listens at {escape(str(own))}\n\n"
             f"    jupyter console --existing {own.name}\n\n"
-            "connects to it. Ctrl-C interrupts what it runs; it ends when a client shuts it down.",
+            "connects to it. Ctrl-C interrupts what it runs. It ends when a client shuts it down,\n"
+            f"as `exit` does in the console, or by {ends_it} here.",
             soft_wrap=True,
         )
         main(IPythonKernel, ["-f", str(own)])

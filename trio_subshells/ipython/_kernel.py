@@ -71,8 +71,8 @@ class IPythonKernel(Kernel):
     )
     banner = (
         f"Python {_VERSION} in IPython, on trio {trio.__version__}\n"
-        "Cells may await. Subshells run beside this one, in the same namespace. "
-        "Type '?' for help."
+        "Cells may await. Subshells run beside this one, in the same namespace.\n"
+        "Type '?' for help.\n"
     )
     help_links = (
         HelpLink("Python Reference", f"https://docs.python.org/{_VERSION.rpartition('.')[0]}"),
