@@ -388,6 +388,22 @@ async def test_two_shutdowns() -> None:
             assert (await each.done())["status"] == "ok"
 
 
+async def test_a_shutdown_while_a_delete_is_still_going_on() -> None:
+    kernel = Busy()
+    async with served(kernel) as at:
+        subshell_id = await at.client.create_subshell()
+        cell = at.client.execute("blocked_cleanup", subshell_id=subshell_id)
+        await cell.wait_published("execute_input")
+        delete = at.client.control("delete_subshell_request", subshell_id=subshell_id)
+        await delete.busy()
+        shutdown = at.client.control("shutdown_request")
+        await shutdown.busy()
+        kernel.go.set()
+        assert await delete.done() == {"status": "ok"}
+        assert (await shutdown.done())["status"] == "ok"
+        assert (await cell.done())["ename"] == "SubshellDeleted"
+
+
 async def test_a_shutdown_ends_a_subshell_that_is_being_set_up() -> None:
     begun = Flag()
 
