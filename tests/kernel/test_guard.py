@@ -14,7 +14,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
+from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason, protected
 from trio_subshells.kernel._raisers import AsyncRaiser, SignalRaiser
 
 from .helpers import HANG, Flag
@@ -279,8 +279,8 @@ async def test_a_strike_waits_for_the_end_of_a_protected_block() -> None:
     guard, raiser, reached = CellGuard(), NotedRaiser(), []
 
     async def publish() -> None:
-        with guard.protected():
-            with guard.protected():  # as by a finalizer that prints
+        with protected():
+            with protected():  # as by a finalizer that prints
                 assert not guard.strike(1)
             reached.append("the end of the block")
         reached.append("after it")
@@ -295,7 +295,7 @@ async def test_a_protected_block_may_await() -> None:
     guard, raiser, reached = CellGuard(), NotedRaiser(), []
 
     async def ask() -> None:
-        with guard.protected():
+        with protected():
             assert not guard.strike(1)
             await trio.lowlevel.checkpoint()
             assert not guard.strike(1)
@@ -308,7 +308,7 @@ async def test_a_protected_block_may_await() -> None:
     assert raiser.strikes == 0
 
     async def ask_and_compute() -> None:
-        with guard.protected():
+        with protected():
             await trio.lowlevel.checkpoint()
         assert guard.strike(2)
         await trio.lowlevel.checkpoint()
@@ -325,7 +325,7 @@ async def test_a_task_of_the_cell_in_such_a_block_changes_nothing() -> None:
 
     async def ask_as_a_task(number: int) -> None:
         await enter[number].wait()
-        with guard.protected():
+        with protected():
             await leave[number].wait()
 
     async def ask() -> None:
@@ -334,7 +334,7 @@ async def test_a_task_of_the_cell_in_such_a_block_changes_nothing() -> None:
             nursery.start_soon(ask_as_a_task, 1)
             enter[0].set()
             await wait_all_tasks_blocked()
-            with guard.protected():
+            with protected():
                 enter[1].set()
                 leave[0].set()
                 await wait_all_tasks_blocked()
@@ -354,7 +354,7 @@ async def test_a_block_in_another_thread_protects_nothing() -> None:
 
     async def compute() -> None:
         def publish() -> None:
-            with guard.protected():
+            with protected():
                 entered.set()
                 leave.block()
 
@@ -386,7 +386,7 @@ async def test_a_strike_between_two_cells_meets_neither() -> None:
     guard._finish = finish  # type: ignore[method-assign]
 
     async def innocent() -> str:
-        with guard.protected():
+        with protected():
             pass
         return "undisturbed"
 
@@ -396,7 +396,7 @@ async def test_a_strike_between_two_cells_meets_neither() -> None:
 
 async def short(guard: CellGuard) -> int:
     """A cell that is over almost as soon as it has begun, with all that a cell can go through."""
-    with guard.protected():
+    with protected():
         total = sum((1, 2, 3))
         if guard.generation % 15 == 0:
             await trio.lowlevel.checkpoint()

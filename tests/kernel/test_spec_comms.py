@@ -12,7 +12,7 @@ from .helpers import CellsKernel, Client, Flag, served
 
 
 class CommKernel(CellsKernel):
-    """Its comm messages name functions, too; it notes what happens."""
+    """Its comm messages carry a value, which it notes, or have it compute for ever."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,3 +64,24 @@ async def test_a_comm_message_is_heard_before_the_cell_that_was_sent_after_it() 
             await reading.done()
             expected += [f"move {number}", "read"]
         assert kernel.events == expected
+
+
+async def test_a_comm_handler_that_computes_can_be_interrupted() -> None:
+    kernel = CommKernel()
+    async with served(kernel) as here:
+        subshell_id = await here.client.create_subshell()
+        _say(here.client, {"compute": True}, subshell_id)
+        await kernel.computing.wait()
+        assert (await here.client.control("interrupt_request").done())["status"] == "ok"
+        assert (await here.client.execute("", subshell_id=subshell_id).done())["status"] == "ok"
+
+
+async def test_a_subshell_whose_comm_handler_computes_can_be_deleted() -> None:
+    """JupyterLab creates a subshell per comm target: handlers are all that runs in these."""
+    kernel = CommKernel()
+    async with served(kernel) as here:
+        subshell_id = await here.client.create_subshell()
+        _say(here.client, {"compute": True}, subshell_id)
+        await kernel.computing.wait()
+        deleted = here.client.control("delete_subshell_request", subshell_id=subshell_id)
+        assert (await deleted.done())["status"] == "ok"

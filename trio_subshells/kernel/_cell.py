@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..wire import Buffer, Header
+from ._guard import protected
 from ._types import InputNotAllowed, Json, MimeBundle, SubshellInfo
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Cell:
         if not isinstance(text, str):
             raise TypeError(f"a stream takes str, not {type(text).__name__}")
         if text and not self.silent:
-            with self._guard.protected():
+            with protected():
                 self._output.stream(name, text, self.header)
 
     def display(
@@ -161,7 +162,7 @@ class Cell:
         """
         if self.silent:
             return
-        with self._guard.protected():
+        with protected():
             self._output.publish(
                 msg_type, content, parent=self.header, metadata=metadata, buffers=buffers
             )
@@ -183,7 +184,7 @@ class Cell:
         return await self._ask(prompt, password=True)
 
     async def _ask(self, prompt: str, *, password: bool) -> str:
-        with self._guard.protected():  # the scope is what ends this
+        with protected():  # the scope is what ends this
             return await self._prompter.ask(prompt, password=password)
 
     def blocking_input(self, prompt: str = "", *, password: bool = False) -> str:
@@ -204,7 +205,7 @@ class Cell:
                 "(allow_stdin is false)"
             )
         if not self.silent:
-            with self._guard.protected():
+            with protected():
                 self._output.flush()
 
     # -------------------------------------------------------------------------- cancellation

@@ -13,6 +13,7 @@ import logging
 import math
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -31,7 +32,7 @@ from ..actors import (
 from ..wire import Envelope, MalformedMessage, Message, Receiver, WireSession
 from ._channels import FramesSocket, error_content, reply_type, unknown_type
 from ._errors import SubshellUnjoinable, UnknownSubshell
-from ._guard import CellGuard, EndReason
+from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
 from ._ladder import end_cell
 from ._life import SubshellLife
@@ -237,14 +238,14 @@ class ControlHandler(Actor):
         host = self._kernel.subshell_host if host is None else host
         subshell_id = str(uuid.uuid4())
         info = SubshellInfo(subshell_id)
-        guard = CellGuard()
-        subshell = Subshell(self._kernel, info, self._wiring, guard, AsyncRaiser)
+        guards = SubshellGuards()
+        subshell = Subshell(self._kernel, info, self._wiring, guards, AsyncRaiser)
         ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
         if self._shutting_down:  # that has begun meanwhile, and has not seen this one
             ref.cancel()
             await ref.watch()
             raise RuntimeError("the kernel is shutting down")
-        life = SubshellLife(info, ref, guard)
+        life = SubshellLife(info, ref, guards)
         await self._take_in(life)
         return life
 
@@ -286,20 +287,23 @@ class ControlHandler(Actor):
 
     async def _end(self, life: SubshellLife, reason: EndReason, timeout: float) -> bool:
         """Cancel a subshell, and wait until it is joined; returns whether it is, in that time."""
-        if life.guard.closed is None:
-            life.guard.close(reason)
+        if life.guards.closed is None:
+            life.guards.close(reason)
             await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
             life.ref.cancel()
         with trio.move_on_after(timeout):
             async with move_on_when(life.gone.wait):
-                # No other cell starts, as the guard is closed; but what the author's code does
+                # Nothing else starts, as the guards are closed; but what the author's code does
                 # when its subshell ends may take a while, too.
-                await end_cell(life.guard, life.guard.generation, reason, deadline=timeout)
+                async with trio.open_nursery() as nursery:
+                    for guard in life.guards:
+                        end = partial(end_cell, deadline=timeout)
+                        nursery.start_soon(end, guard, guard.generation, reason)
                 await trio.sleep_forever()
         if life.gone.is_set():
             return True
         life.unjoinable = True
-        running = life.guard.running
+        running = life.guards.requests.running
         keep = running if isinstance(running, int) else None
         await self._wiring.shell.ask(AbortPending(life.info.id, keep), timeout=math.inf)
         return False
@@ -313,17 +317,18 @@ class ControlHandler(Actor):
             lives = [self._lives[interrupt.subshell_id]]
         else:
             raise UnknownSubshell(f"there is no subshell {interrupt.subshell_id!r}")
-        stuck: list[str] = []
+        stuck: set[str] = set()
 
-        async def one(life: SubshellLife, generation: int) -> None:
+        async def one(life: SubshellLife, guard: CellGuard, generation: int) -> None:
             if not await end_cell(
-                life.guard, generation, EndReason.INTERRUPTED, deadline=interrupt.timeout
+                guard, generation, EndReason.INTERRUPTED, deadline=interrupt.timeout
             ):
-                stuck.append(life.info.name)
+                stuck.add(life.info.name)
 
         async with trio.open_nursery() as nursery:
             for life in lives:
-                nursery.start_soon(one, life, life.guard.generation)
+                for guard in life.guards:
+                    nursery.start_soon(one, life, guard, guard.generation)
         if stuck:
             raise TimeoutError(
                 f"what runs in {', '.join(sorted(stuck))} has not ended within "

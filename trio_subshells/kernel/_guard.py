@@ -1,9 +1,12 @@
 """How a running cell is ended from another thread, and nothing but that cell.
 
-Theory. A subshell runs one cell at a time; each gets a *generation*, a number that is never reused.
+Theory. A guard runs one cell at a time; each gets a *generation*, a number that is never reused.
 Whoever wants to end it names the generation, so a wish that comes too late hits nothing. The
-`CellGuard` of a subshell is what both sides share: the subshell, which enters and leaves cells, and
-the ladder (`_ladder`), which runs in the kernel's I/O thread and never runs user code.
+`CellGuard` is what both sides share: the subshell, which enters and leaves cells, and the ladder
+(`_ladder`), which runs in the kernel's I/O thread and never runs user code. A "cell" is here
+whatever of the kernel author's is run for a client: the handler of any request. A subshell has a
+second guard for the handlers of comm messages, which run while a cell awaits; several subshells may
+be tasks of one loop. Of all guards of a thread only one is armed at a time, as only one task runs.
 
 A cell that awaits is ended by its cancel scope. One that computes has to be hit by an exception out
 of nowhere (`KeyboardInterrupt`), and that is only safe while the cell's own code is on top of the
@@ -22,10 +25,17 @@ Arming takes no lock, as it happens at every step. Raising and disarming settle 
 the left column under the lock. Either the ladder sees that the guard is not armed, or the cell's
 thread sees that something was raised, waits for the lock, and withdraws what has not struck yet.
 
-CPython delivers such an exception only at certain points: when a function is entered, at a jump
-backwards, after a call. `_drive` has none of them between arming and disarming, other than in the
-cell's own code: that's why it steps the coroutine in that peculiar way, with ``out[:] = steps``. So
-nothing that the coroutine yields can get lost on its way to trio.
+CPython looks for such an exception, and for signals, only at certain points: when a function is
+entered, at a jump backwards, after a call. `_drive` has none of them between arming and disarming,
+other than in the cell's own code: that's why it steps the coroutine in that peculiar way, with
+``out[:] = steps``. So nothing that the coroutine yields can get lost on its way to trio.
+
+Checked for: 3.11, 3.12 and 3.13, by tests that strike at every point of short cells; 3.14, by its
+``bytecodes.c`` only (``RESUME``, ``JUMP_BACKWARD`` and the ``CALL`` family check; what stores and
+loads attributes and slices doesn't). Not checked for: free-threaded builds. There the table above
+needs each thread's store to be seen before its load is made. An attribute is stored under its
+object's own lock, which orders the two on x86, but that is promised nowhere. And anywhere: a trace
+function in Python (`sys.settrace`: a debugger, coverage) adds such points to `_drive` itself.
 """
 
 from __future__ import annotations
@@ -81,12 +91,10 @@ class CellGuard:
         """Of the running cell, or of the last one."""
         self.running: object | None = None
         """What the caller of `run` said it is, while a cell runs."""
-        self._stepping = False
         self._armed = False
         self._raised = False
         self._wanted = False
-        self._thread = 0
-        self._protection = Protection(self)
+        self._protections = 0
         self._lock = threading.Lock()
         self._raiser: Raiser | None = None
         self._reason: EndReason | None = None
@@ -162,24 +170,15 @@ class CellGuard:
                 self._raiser.withdraw()
             self._raised = False
 
-    def protected(self) -> Protection:
-        """A block, in what the cell's code calls of ours, within which nothing strikes.
-
-        What was to strike meanwhile is raised at the block's end. The block may await; then the
-        cell's cancelled scope ends it. Entered by other threads than the cell's, by tasks that the
-        cell has started, or while no cell runs, it does nothing.
-        """
-        return self._protection
-
     @contextmanager
     def canceller(self, canceller: Callable[[], object]) -> Iterator[None]:
         """Within this block, ending the cell begins by calling `canceller`."""
-        with self.protected(), self._lock:
+        with protected(), self._lock:
             self._cancellers.append(canceller)
         try:
             yield
         finally:
-            with self.protected(), self._lock:
+            with protected(), self._lock:
                 if canceller in self._cancellers:
                     self._cancellers.remove(canceller)
 
@@ -259,20 +258,60 @@ def _is_cancelled(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
+@attrs.frozen
+class SubshellGuards:
+    """The guards of one subshell, which may run a request and a comm message at the same time."""
+
+    requests: CellGuard = attrs.field(factory=CellGuard)
+    comms: CellGuard = attrs.field(factory=CellGuard)
+
+    def __iter__(self) -> Iterator[CellGuard]:
+        return iter((self.requests, self.comms))
+
+    def close(self, reason: EndReason) -> None:
+        """Nothing starts any more; what is running stays as it is."""
+        for guard in self:
+            guard.close(reason)
+
+    @property
+    def closed(self) -> EndReason | None:
+        """Why nothing starts any more, if so."""
+        return self.requests.closed
+
+    @property
+    def running(self) -> bool:
+        """Whether anything runs."""
+        return any(guard.running is not None for guard in self)
+
+
+class _Here(threading.local):
+    guard: CellGuard | None = None
+    """The one whose cell's code this thread runs at this moment."""
+
+
+_here = _Here()
+
+
+def protected() -> Protection:
+    """A block, in what a cell's code calls of ours, within which nothing strikes.
+
+    What was to strike meanwhile is raised at the block's end. The block may await; then the cell's
+    cancelled scope ends it. Entered by other threads than the cell's, by tasks that the cell has
+    started, or while no cell runs, it does nothing.
+    """
+    return _protection
+
+
 class Protection:
-    """See `CellGuard.protected`. One per guard, reused: publishing goes through it all the time."""
+    """See `protected`. There is only one, as it is entered all the time; it has no state."""
 
-    __slots__ = ("_depth", "_guard")
-
-    def __init__(self, guard: CellGuard) -> None:
-        self._guard = guard
-        self._depth = 0
+    __slots__ = ()
 
     def __enter__(self) -> None:
-        guard = self._guard
-        if not guard._stepping or guard._thread != threading.get_ident():
+        guard = _here.guard
+        if guard is None:
             return
-        self._depth += 1
+        guard._protections += 1
         guard._armed = False
         while guard._raised:
             try:
@@ -286,16 +325,19 @@ class Protection:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        guard = self._guard
-        if not guard._stepping or guard._thread != threading.get_ident():
+        guard = _here.guard
+        if guard is None:
             return
-        self._depth -= 1
-        if self._depth == 0:
+        guard._protections -= 1
+        if guard._protections == 0:
             if guard._wanted:
                 guard._wanted = False
                 guard._armed = True
                 raise KeyboardInterrupt
             guard._armed = True
+
+
+_protection = Protection()
 
 
 @coroutine
@@ -307,18 +349,17 @@ def _drive(body: Coroutine[Any, Any, T], guard: CellGuard) -> Generator[Any, Any
         result.append(await body)
 
     stepped = finishing()
-    protection = guard._protection
-    protection._depth = 0
-    guard._thread = threading.get_ident()
+    guard._protections = 0
     out: list[Any] = []
     steps: Iterator[Any] = map(stepped.send, (None,))
     while True:
         try:
-            guard._stepping = True
-            guard._armed = not protection._depth  # it may await within a protected block
+            _here.guard = guard
+            guard._armed = not guard._protections  # it may await within a protected block
             out[:] = steps
         finally:
-            guard._armed = guard._stepping = False
+            guard._armed = False
+            _here.guard = None
             while guard._raised:
                 try:
                     guard.settle()

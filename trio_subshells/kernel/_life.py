@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from ..actors import ActorRef, ActorState, ActorStatistics, ActorTerminated
-from ._guard import CellGuard
+from ._guard import SubshellGuards
 from ._messages import AreYouReady
 from ._types import SubshellInfo
 
@@ -52,13 +52,13 @@ class SubshellLife:
     Args:
         info: which subshell it is.
         ref: its actor.
-        guard: by which its cells are ended.
+        guards: by which what it runs is ended.
     """
 
-    def __init__(self, info: SubshellInfo, ref: ActorRef, guard: CellGuard) -> None:
+    def __init__(self, info: SubshellInfo, ref: ActorRef, guards: SubshellGuards) -> None:
         self.info = info
         self.ref = ref
-        self.guard = guard
+        self.guards = guards
         self.unjoinable = False
         self.gone = trio.Event()
 
@@ -69,9 +69,9 @@ class SubshellLife:
             return SubshellState.DELETED
         if self.unjoinable:
             return SubshellState.UNJOINABLE
-        if self.guard.closed is not None or self.ref.state is ActorState.CANCELLING:
+        if self.guards.closed is not None or self.ref.state is ActorState.CANCELLING:
             return SubshellState.DELETING
-        return SubshellState.IDLE if self.guard.running is None else SubshellState.BUSY
+        return SubshellState.BUSY if self.guards.running else SubshellState.IDLE
 
     async def wait_set_up(self) -> None:
         """Wait until it serves requests; in any loop.
@@ -89,5 +89,5 @@ class SubshellLife:
     def statistics(self) -> SubshellStatistics:
         """At this moment."""
         return SubshellStatistics(
-            self.info.id, self.state, self.guard.generation, self.ref.statistics()
+            self.info.id, self.state, self.guards.requests.generation, self.ref.statistics()
         )

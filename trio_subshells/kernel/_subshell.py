@@ -5,7 +5,8 @@ comm messages. The last two are apart so that a cell that awaits something which
 can bring about (a widget's value, say) gets it. But a request waits a while for the comm messages
 that came before it: a cell that is run after a slider was moved reads the new value.
 
-Each request is served under the subshell's `CellGuard`, so that it can be interrupted. The subshell
+Each request and each comm message is served under a `CellGuard`, so that it can be interrupted.
+There are two of these (`SubshellGuards`), as one of each may run at the same time. The subshell
 is ended by cancelling its actor; what it was running then gets an error reply from here, what was
 queued is answered by the shell channel.
 """
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -30,7 +32,7 @@ from ..sockets import Context, open_publisher
 from ..wire import EncodeError, MalformedMessage, Message, WireSession
 from ._cell import Cell
 from ._channels import COMM_TYPES, error_content, reply_type
-from ._guard import CellEnded, CellGuard, EndReason, Raiser
+from ._guard import CellEnded, EndReason, Raiser, SubshellGuards
 from ._kernel import Kernel
 from ._messages import (
     Answer,
@@ -125,7 +127,7 @@ class Subshell(Actor):
         kernel: the author's object.
         info: which subshell this is.
         wiring: whom it talks to.
-        guard: shared with whoever ends its cells.
+        guards: shared with whoever ends what it runs.
         make_raiser: called in the subshell's thread: how to interrupt it.
     """
 
@@ -134,13 +136,14 @@ class Subshell(Actor):
         kernel: Kernel,
         info: SubshellInfo,
         wiring: Wiring,
-        guard: CellGuard,
+        guards: SubshellGuards,
         make_raiser: Callable[[], Raiser],
     ) -> None:
         self._kernel = kernel
         self._info = info
         self._wiring = wiring
-        self._guard = guard
+        self._guard = guards.requests
+        self._comm_guard = guards.comms
         self._make_raiser = make_raiser
         self._backlog: deque[_Queued] = deque()
         self._requests_wait = trio.lowlevel.ParkingLot()
@@ -397,9 +400,14 @@ class Subshell(Actor):
             header = work.request.header
             self._output.status("busy", header)
             try:
-                await self._serve_comm(work)
+                await self._comm_guard.run(
+                    partial(self._serve_comm, work), what=header.msg_type, raiser=self._raiser
+                )
             except MalformedMessage as error:
                 _log.warning("dropped a %s: %s", header.msg_type, error)
+            except CellEnded as ended:
+                if ended.started:
+                    _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
             except BaseException as error:  # a handler's SystemExit is no reason to end, too
                 if not _has_cancelled(error):  # else the checkpoint below says so again
                     _log.exception("a %s has failed", header.msg_type)
