@@ -369,7 +369,7 @@ async def test_a_request_that_comes_when_its_subshell_is_ending_is_aborted() -> 
     kernel = CellsKernel()
     async with served(kernel) as at:
         subshell = await at.running.create_subshell()
-        subshell._life.guard.close(EndReason.DELETED)
+        subshell._life.guards.close(EndReason.DELETED)
         execute = at.client.execute("", subshell_id=subshell.id)
         complete = at.client.request(
             "complete_request", {"code": "", "cursor_pos": 0}, subshell_id=subshell.id
