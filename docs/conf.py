@@ -25,7 +25,7 @@ myst_heading_anchors = 3
 
 # `name` in a docstring is a link wherever there is something to link to
 default_role = "py:obj"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 # sphinxcontrib-trio marks coroutines and context managers by way of autodoc's documenter classes,

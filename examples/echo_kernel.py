@@ -9,7 +9,9 @@ class EchoKernel(ts.Kernel):
     implementation = "echo"
     implementation_version = "1.0"
     banner = "Echo: says what you say"
-    language_info = ts.LanguageInfo(name="echo", mimetype="text/plain", file_extension=".txt")
+    language_info = ts.LanguageInfo(
+        name="echo", mimetype="text/plain", file_extension=".txt", pygments_lexer="text"
+    )
     subshells = True  # opt in; without it nothing is advertised
 
     async def execute(self, cell: ts.Cell) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_help_shows_every_command(command: Run) -> None:
     assert done.code == 0
     for name in ("demo", "install", "uninstall", "list", "start", "run"):
         assert f" {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", ["demo", "install", "uninstall", "list", "start", "run"])
+def test_the_documentation_has_every_command_and_option(command: Run, name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = {
+        heading: text
+        for heading, _, text in (part.partition("\n") for part in page.split("\n## "))
+        if f"`{name}`" in heading or f"`{name} " in heading
+    }
+    [section] = sections.values()
+    options = set(re.findall(r"--[a-z-]+", command(name, "--help").stdout)) - {"--help"}
+    assert options <= set(re.findall(r"--[a-z-]+", section))
 
 
 @pytest.mark.parametrize("package", ["cyclopts", "rich", "jupyter_client"])
