@@ -6,17 +6,26 @@ Which actor owns what (each is one module)::
     ---------  ----------------  -----------  ------------------------------------------------------
     io         I/O thread        _io          the sockets' lives; supervises the four below
     io         shell channel     _shell       shell ROUTER, routes, the table of unanswered requests
-    io         control handler   _control     control ROUTER, the lives of the subshells
+    io         control handler   _control     control ROUTER, the lives of all subshells; supervises
+                                              those that are threads
     io         stdin channel     _stdin       stdin ROUTER, the prompts that wait for an answer
     io         iopub             _iopub       welcomes, and the timer of the output streams
-    main       main shell        _subshell    one shell's cells, counter, output
+    main       main shell        _subshell    one shell's queue, counter, output
     its own    each subshell     _subshell    the same code, in a thread of its own
+    main       nest              _nest        supervises the subshells that are tasks of that loop
+
+"main" is the thread and trio loop that calls `open_kernel` (`_open`), which is the root: it starts
+the I/O thread, the nest and the main shell, and ends them.
 
 A request's way: client → shell channel (verifies, reads the header, notes that an answer is owed) →
-the subshell's mailbox → its queue → `Kernel.execute` → back to the shell channel → client. Output
-doesn't take that way: every subshell publishes into a native device (`trio_subshells.sockets`).
+the subshell's mailbox → its queue → `Kernel.execute` (`_cell` is what that is given) → back to the
+shell channel → client. Output doesn't take that way: every subshell publishes (`_output`) into a
+native device (`trio_subshells.sockets`). What creates, deletes, interrupts or shuts down is a
+request to the control handler, which asks the shell channel to add or remove a route and to answer
+what is owed. A call on `RunningKernel` or `SubshellHandle` (`_running`) is a message to one of the
+two.
 
-The messages between the actors are in `_messages`; how a running cell is ended is told in `_guard`
+What the actors say to each other is in `_messages`; how a running cell is ended is told in `_guard`
 (the mechanism) and `_ladder` (the policy).
 """
 
@@ -28,13 +37,12 @@ from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
 from ._life import SubshellState, SubshellStatistics
 from ._main import main
+from ._open import open_kernel, serve
 from ._running import (
     KernelStatistics,
     RunningKernel,
     SubshellHandle,
     current_kernel,
-    open_kernel,
-    serve,
     spawn_subshell,
 )
 from ._types import (

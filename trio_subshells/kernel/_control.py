@@ -14,7 +14,7 @@ import math
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import trio
 from trio_util import move_on_when
@@ -34,7 +34,7 @@ from ._channels import FramesSocket, error_content, reply_type, unknown_type
 from ._errors import SubshellUnjoinable, UnknownSubshell
 from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
-from ._ladder import end_cell
+from ._ladder import DELETE_TIMEOUT, SHUTDOWN_TIMEOUT, end_cell
 from ._life import SubshellLife
 from ._messages import (
     AbortPending,
@@ -53,16 +53,10 @@ from ._messages import (
 )
 from ._output import OutputPort
 from ._raisers import AsyncRaiser
-from ._shell import SHUTDOWN_TIMEOUT
 from ._subshell import Subshell
 from ._types import SubshellInfo
 
 _log = logging.getLogger("trio_subshells.kernel")
-
-DELETE_TIMEOUT: Final = 5.0
-"""Seconds that a busy subshell has to end, unless the request says otherwise (``timeout``)."""
-INTERRUPT_TIMEOUT: Final = 5.0
-"""Seconds after which an interrupt that had no effect is reported as such."""
 
 
 class ControlHandler(Actor):

@@ -30,41 +30,14 @@ from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._control import ControlHandler
 from ._iopub import IOPub
 from ._kernel import Kernel
-from ._messages import FlushLater, Shutdown
+from ._ladder import SHUTDOWN_TIMEOUT
+from ._messages import FlushLater, IOParts, Shutdown, WhatIsThere
 from ._output import OutputPort
-from ._shell import SHUTDOWN_TIMEOUT, ShellChannel
+from ._shell import ShellChannel
 from ._stdin import StdinChannel
 
 LINGER_MS = 1000
 """How long the last replies and outputs may take to leave the process."""
-
-
-@attrs.frozen
-class WhatIsThere:
-    """Asked once, by whoever started the thread; answered with `IOParts`."""
-
-
-@attrs.frozen
-class IOParts:
-    """What the I/O thread has set up.
-
-    Attributes:
-        urls: where each channel listens.
-        publisher_url: where the iopub device takes messages.
-        shell: the shell channel.
-        control: the control handler.
-        stdin: the stdin channel.
-        iopub: the iopub actor.
-        io_token: of this thread's loop.
-    """
-
-    urls: Mapping[Channel, str]
-    publisher_url: str
-    shell: ActorRef
-    control: ActorRef
-    stdin: ActorRef
-    iopub: ActorRef
-    io_token: trio.lowlevel.TrioToken
 
 
 @attrs.frozen

@@ -29,6 +29,15 @@ PAUSE_AFTER_HIT: Final = 0.5
 the `KeyboardInterrupt`, and needs another."""
 
 
+DELETE_TIMEOUT: Final = 5.0
+"""Seconds that a busy subshell has to end, unless the request says otherwise (``timeout``)."""
+INTERRUPT_TIMEOUT: Final = 5.0
+"""Seconds after which an interrupt that had no effect is reported as such."""
+SHUTDOWN_TIMEOUT: Final = 2.0
+"""Seconds that running cells have to end, when a client shuts the kernel down: clients wait for
+some seconds in all, then kill."""
+
+
 async def end_cell(
     guard: CellGuard, generation: int, reason: EndReason, *, deadline: float
 ) -> bool:

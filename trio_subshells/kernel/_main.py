@@ -17,9 +17,10 @@ import zmq
 from ..wire import ConnectionInfo, InvalidConnectionInfo
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
+from ._open import serve
 from ._parent import parent_death
 from ._raisers import SignalRaiser
-from ._running import RunningKernel, serve
+from ._running import RunningKernel
 
 SWITCH_INTERVAL: Final = 0.0005
 """Seconds. While one thread computes, each hop of a request to another waits for the interpreter's

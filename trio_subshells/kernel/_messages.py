@@ -8,23 +8,29 @@ Who understands what::
     subshell ──FlushLater──▶ iopub
     subshell handle ──Submit──▶ shell channel
     subshell handle ──Create, Delete, Interrupt──▶ control handler
+    control handler ──Spawn──▶ nest
+    open_kernel ──WhatIsThere──▶ I/O thread; ──Adopt, Shutdown──▶ control handler
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import trio
 
 from ..actors import ActorRef, Host
-from ..wire import Envelope, Header, Message
+from ..wire import Channel, Envelope, Header, Message
+from ._ladder import INTERRUPT_TIMEOUT
 
 if TYPE_CHECKING:
     from ._guard import CellGuard
     from ._life import SubshellLife
     from ._output import OutputPort
-    from ._subshell import Subshell, Wiring
+    from ._subshell import Subshell
+    from ._wiring import Wiring
 
 
 def checked_seconds(timeout: float) -> float:
@@ -40,6 +46,37 @@ def checked_seconds(timeout: float) -> float:
     if not seconds >= 0:
         raise ValueError(f"timeout must be a number of seconds of at least 0, not {timeout!r:.50}")
     return seconds
+
+
+# -------------------------------------------------------------------------- to the I/O thread
+
+
+@attrs.frozen
+class WhatIsThere:
+    """Asked once, by whoever started the thread; answered with `IOParts`."""
+
+
+@attrs.frozen
+class IOParts:
+    """What the I/O thread has set up.
+
+    Attributes:
+        urls: where each channel listens.
+        publisher_url: where the iopub device takes messages.
+        shell: the shell channel.
+        control: the control handler.
+        stdin: the stdin channel.
+        iopub: the iopub actor.
+        io_token: of this thread's loop.
+    """
+
+    urls: Mapping[Channel, str]
+    publisher_url: str
+    shell: ActorRef
+    control: ActorRef
+    stdin: ActorRef
+    iopub: ActorRef
+    io_token: trio.lowlevel.TrioToken
 
 
 # ------------------------------------------------------------------------------ to a subshell
@@ -177,7 +214,7 @@ class Interrupt:
 
     subshell_id: str | None = None
     everywhere: bool = True
-    timeout: float = attrs.field(default=5.0, converter=checked_seconds)
+    timeout: float = attrs.field(default=INTERRUPT_TIMEOUT, converter=checked_seconds)
 
 
 @attrs.frozen

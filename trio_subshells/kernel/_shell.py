@@ -29,6 +29,7 @@ from ._channels import (
     reply_type,
     unknown_type,
 )
+from ._ladder import SHUTDOWN_TIMEOUT
 from ._messages import (
     AbortPending,
     AddRoute,
@@ -47,10 +48,6 @@ _log = logging.getLogger("trio_subshells.kernel")
 
 MOST_PENDING: Final = 10_000
 """Requests that may wait in one subshell; one more is refused."""
-
-SHUTDOWN_TIMEOUT: Final = 2.0
-"""Seconds that running cells have to end, when a client shuts the kernel down: clients wait for
-some seconds in all, then kill."""
 
 
 @attrs.frozen

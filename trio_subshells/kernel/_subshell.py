@@ -19,17 +19,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 import trio
 
-from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
-from ..sockets import Context, open_publisher
-from ..wire import EncodeError, MalformedMessage, Message, WireSession
+from ..actors import Actor, Letter, Mailbox
+from ..sockets import open_publisher
+from ..wire import EncodeError, MalformedMessage, Message
 from ._cell import Cell
 from ._channels import COMM_TYPES, error_content, reply_type
 from ._guard import CellEnded, EndReason, Raiser, SubshellGuards
@@ -37,7 +36,6 @@ from ._kernel import Kernel
 from ._messages import (
     Answer,
     AreYouReady,
-    FlushLater,
     TakeWhatIsThere,
     ThatIsAll,
     WatchDeadline,
@@ -47,14 +45,8 @@ from ._output import OutputPort
 from ._raisers import without_our_frames
 from ._requests import look_up, read_comm, read_execute, read_timeout
 from ._stdin import Prompter
-from ._types import (
-    CellError,
-    HistoryEntry,
-    SubshellInfo,
-)
-
-if TYPE_CHECKING:
-    from ._running import RunningKernel
+from ._types import CellError, HistoryEntry, SubshellInfo
+from ._wiring import Place, Wiring, place
 
 _log = logging.getLogger("trio_subshells.kernel")
 
@@ -64,52 +56,6 @@ awaits what never comes must not take the subshell away."""
 
 LONGEST_HISTORY: Final = 10_000
 """Executed cells that a subshell remembers for the default `Kernel.history`."""
-
-
-@attrs.frozen
-class Wiring:
-    """Whom a subshell talks to, and with what.
-
-    Attributes:
-        session: makes its messages.
-        context: for its sockets.
-        publisher_url: where the iopub device takes messages.
-        shell: the shell channel.
-        control: the control handler.
-        stdin: the stdin channel.
-        iopub: the iopub actor.
-        nest: spawns subshells in the main shell's loop.
-        running: what `trio_subshells.current_kernel` tells the code that runs in it.
-    """
-
-    session: WireSession
-    context: Context
-    publisher_url: str
-    shell: ActorRef
-    control: ActorRef
-    stdin: ActorRef
-    iopub: ActorRef
-    nest: ActorRef
-    running: RunningKernel
-
-    def flush_later(self, output: OutputPort) -> None:
-        """Have the port's streams sent in time; from any thread."""
-        try:
-            self.iopub.tell_nowait(FlushLater(output))
-        except (ActorTerminated, trio.WouldBlock):  # then there is nobody to gather for
-            output.flush()
-
-
-@attrs.frozen
-class Place:
-    """Where the running code is: found by context."""
-
-    running: RunningKernel
-    subshell: SubshellInfo
-    cell: Cell | None = None
-
-
-place: ContextVar[Place] = ContextVar("trio_subshells_place")
 
 
 @attrs.frozen

@@ -1,0 +1,290 @@
+"""How a kernel starts and ends: `open_kernel`, the root of the tree of its actors, and `serve`.
+
+The order of the start: the I/O thread with its sockets and actors, which answer from then on; the
+nest; `Kernel.lifespan`; the main shell; and the control handler is told of that. The end is the
+reverse of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import trio
+
+from ..actors import (
+    ActorRef,
+    ActorTerminated,
+    Supervisor,
+    TaskHost,
+    ThreadHost,
+    open_system,
+)
+from ..sockets import Context, InprocTransport, SocketOptions, open_context
+from ..wire import Channel, ConnectionInfo, WireSession
+from ._guard import Raiser, SubshellGuards
+from ._io import IOThread, ports_of
+from ._kernel import Kernel
+from ._ladder import SHUTDOWN_TIMEOUT
+from ._life import SubshellLife
+from ._messages import (
+    Adopt,
+    AreYouReady,
+    IOParts,
+    Shutdown,
+    WhatIsThere,
+)
+from ._nest import Nest
+from ._raisers import AsyncRaiser
+from ._running import RunningKernel
+from ._subshell import Subshell
+from ._types import SubshellInfo
+from ._wiring import Wiring
+
+_log = logging.getLogger("trio_subshells.kernel")
+
+
+@asynccontextmanager
+async def open_kernel(
+    kernel: Kernel,
+    connection: ConnectionInfo | None = None,
+    *,
+    make_raiser: Callable[[], Raiser] = AsyncRaiser,
+    on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+    until: Callable[[], Awaitable[None]] = trio.sleep_forever,
+) -> AsyncIterator[RunningKernel]:
+    """Run a kernel in this process; its main shell is a task of the calling trio loop.
+
+    Leaving the block shuts the kernel down: what runs is ended, what is queued is aborted, the last
+    output is delivered, and every thread joined. If something can't be ended, leaving waits for it.
+    A block that is cancelled is left like any other.
+
+    Args:
+        kernel: the author's object.
+        connection: where clients connect; ports of 0 become free ones. None: there are no clients,
+            only this process.
+        make_raiser: how what computes in the main shell is interrupted.
+        on_unjoinable: called, in the I/O thread, if a client shuts the kernel down and something
+            can't be ended; it may exit the process.
+        until: called in the I/O thread; when it returns, the kernel is shut down as by a
+            client.
+
+    Raises:
+        zmq.ZMQError: an address can't be bound; it says which.
+        Exception: what `Kernel.lifespan`, the main shell's `Kernel.subshell` or the block raise: as
+            itself if it is one, several in a group.
+    """
+    if connection is not None and connection.transport == "ipc":
+        connection = _with_free_paths(connection)
+    closed = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    session = WireSession(
+        connection.key if connection else b"",
+        signature_scheme=connection.signature_scheme if connection else "hmac-sha256",
+    )
+    urls, options = _addresses(connection)
+    with _one_as_itself(), open_context() as context:
+        async with _open_shielded_system(context) as system:
+            io = await system.spawn(
+                IOThread(
+                    kernel,
+                    context,
+                    session,
+                    urls,
+                    options,
+                    partial(token.run_sync_soon, closed.set),
+                    on_unjoinable or _wait_for_them,
+                    until,
+                ),
+                name="io",
+                host=ThreadHost(),
+            )
+            parts: IOParts = await io.ask(WhatIsThere(), timeout=math.inf)
+            nest = await system.spawn(Nest(), name="nest", host=TaskHost())
+            running = RunningKernel(system, parts, session, _actual(connection, parts.urls), closed)
+            wiring = Wiring(
+                session,
+                context,
+                parts.publisher_url,
+                parts.shell,
+                parts.control,
+                parts.stdin,
+                parts.iopub,
+                nest,
+                running,
+            )
+            async with kernel.lifespan(running):
+                guards = SubshellGuards()
+                main = await system.spawn(
+                    Subshell(kernel, SubshellInfo(None), wiring, guards, make_raiser),
+                    name="main shell",
+                    capacity=math.inf,
+                )
+                await main.ask(AreYouReady(), timeout=math.inf)
+                running._main = SubshellLife(SubshellInfo(None), main, guards)
+                await parts.control.ask(Adopt(running._main, wiring), timeout=math.inf)
+                try:
+                    yield running
+                finally:
+                    await _shut_down(parts.control)
+
+
+@asynccontextmanager
+async def _open_shielded_system(context: Context) -> AsyncIterator[Supervisor]:
+    """A system whose actors go on, when the block is cancelled, until it is left.
+
+    They are who ends in good order what the kernel runs: the ladder has to climb, replies have to
+    be sent. So they live in a task with a shield around it, and the block lives outside of that.
+    """
+    leave = trio.Event()
+
+    async def hold(task_status: trio.TaskStatus[Supervisor]) -> None:
+        with trio.CancelScope(shield=True):
+            async with open_system("kernel", transport=InprocTransport(context)) as system:
+                task_status.started(system)
+                await leave.wait()
+
+    async with trio.open_nursery() as nursery:
+        system: Supervisor = await nursery.start(hold)
+        try:
+            yield system
+        finally:
+            leave.set()
+
+
+@contextmanager
+def _one_as_itself() -> Iterator[None]:
+    """Take an exception that is alone in a group out of it: our nurseries are nobody's business."""
+    alone: BaseException | None = None
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        errors = _leaves(group)
+        # That an actor we asked has failed is but an echo of what it failed with.
+        sources = [error for error in errors if not isinstance(error, ActorTerminated)]
+        if len(sources or errors) != 1:
+            raise
+        (alone,) = sources or errors
+    if alone is not None:
+        raise alone from alone.__cause__
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+    return [error]
+
+
+async def _shut_down(control: ActorRef) -> None:
+    with trio.CancelScope(shield=True):
+        try:
+            await control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=math.inf)
+        except ActorTerminated:
+            _log.debug("the kernel ended before it was shut down")
+
+
+async def _wait_for_them() -> None:
+    """What can't be ended is waited for: leaving `open_kernel` joins everything."""
+
+
+def _addresses(connection: ConnectionInfo | None) -> tuple[dict[Channel, str], SocketOptions]:
+    if connection is None:
+        base = f"inproc://kernel-{uuid.uuid4().hex}"
+        channels: tuple[Channel, ...] = ("shell", "iopub", "stdin", "control")
+        return {channel: f"{base}-{channel}" for channel in channels}, {}
+    options: SocketOptions = {}
+    if connection.curve_secretkey is not None:
+        options["curve_server"] = True
+        options["curve_secretkey"] = connection.curve_secretkey
+    if ":" in connection.ip:
+        options["ipv6"] = True
+    return {channel: connection.url(channel) for channel in _CHANNELS}, options
+
+
+_CHANNELS: tuple[Channel, ...] = ("shell", "iopub", "stdin", "control", "hb")
+
+
+def _with_free_paths(connection: ConnectionInfo) -> ConnectionInfo:
+    """With ipc, a port is the end of a path: give each 0 a number that no file has yet."""
+    ports = {f"{channel}_port": getattr(connection, f"{channel}_port") for channel in _CHANNELS}
+    numbers = itertools.count(1)
+    for name, port in ports.items():
+        if port == 0:
+            ports[name] = next(
+                number
+                for number in numbers
+                if number not in ports.values() and not Path(f"{connection.ip}-{number}").exists()
+            )
+    return attrs.evolve(connection, **ports)
+
+
+def _actual(
+    connection: ConnectionInfo | None, urls: Mapping[Channel, str]
+) -> ConnectionInfo | None:
+    """The connection with the ports that were really bound."""
+    if connection is None or connection.transport != "tcp":
+        return connection
+    return attrs.evolve(connection, **ports_of(urls))
+
+
+async def serve(
+    kernel: Kernel,
+    connection: ConnectionInfo | str | os.PathLike[str],
+    *,
+    task_status: trio.TaskStatus[RunningKernel] = trio.TASK_STATUS_IGNORED,
+    make_raiser: Callable[[], Raiser] = AsyncRaiser,
+    on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+    until: Callable[[], Awaitable[None]] = trio.sleep_forever,
+) -> None:
+    """Serve a kernel to clients until one of them shuts it down; for ``nursery.start`` as well.
+
+    Cancelled, the kernel is shut down as at the end of `open_kernel`.
+
+    Args:
+        kernel: the author's object.
+        connection: a connection file, or what would be in it. A file that isn't there is written,
+            with free ports and a new key, and removed at the end.
+        task_status: started with the `RunningKernel`, once clients can connect.
+        make_raiser: see `open_kernel`.
+        on_unjoinable: see `open_kernel`.
+        until: see `open_kernel`.
+
+    Raises:
+        InvalidConnectionInfo: the file isn't a connection file; it says what is wrong.
+        zmq.ZMQError: an address can't be bound; it says which.
+    """
+    info, path = _read_or_plan(connection, kernel.implementation)
+    async with open_kernel(
+        kernel,
+        info,
+        make_raiser=make_raiser,
+        on_unjoinable=on_unjoinable,
+        until=until,
+    ) as running:
+        try:
+            if path is not None and running.connection is not None:
+                running.connection.write_file(path)
+            task_status.started(running)
+            await running.wait_closed()
+        finally:
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+
+def _read_or_plan(
+    connection: ConnectionInfo | str | os.PathLike[str], kernel_name: str
+) -> tuple[ConnectionInfo, Path | None]:
+    """Where to listen, and the file that is to be written, if there is none yet."""
+    if isinstance(connection, ConnectionInfo):
+        return connection, None
+    if Path(connection).exists():
+        return ConnectionInfo.from_file(connection), None
+    return ConnectionInfo.local(kernel_name=kernel_name), Path(connection)
