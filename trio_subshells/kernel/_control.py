@@ -248,7 +248,7 @@ class ControlHandler(Actor):
             return await self._supervisor.spawn(
                 subshell, name=name, host=host, capacity=math.inf, on_failure=Stop()
             )
-        ref: ActorRef = await self._wiring.nest.ask(Spawn(subshell, name), timeout=math.inf)
+        ref: ActorRef = await self._wiring.nest.ask(Spawn(subshell, name, host), timeout=math.inf)
         return ref
 
     async def _take_in(self, life: SubshellLife) -> None:

@@ -248,10 +248,11 @@ class Describe:
 
 @attrs.frozen
 class Spawn:
-    """Asked of the nest in the main shell's loop: spawn this subshell there."""
+    """Asked of the nest in the main shell's loop: spawn this subshell from there."""
 
     subshell: Subshell
     name: str
+    host: Host
 
 
 @attrs.frozen

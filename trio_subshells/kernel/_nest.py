@@ -20,10 +20,14 @@ class Nest(Actor):
         async with open_supervisor() as supervisor:
             async for letter in mailbox:
                 match letter.message:
-                    case Spawn(subshell, name):
+                    case Spawn(subshell, name, host):
                         with letter.answering():
                             letter.reply(
                                 await supervisor.spawn(
-                                    subshell, name=name, capacity=math.inf, on_failure=Stop()
+                                    subshell,
+                                    name=name,
+                                    host=host,
+                                    capacity=math.inf,
+                                    on_failure=Stop(),
                                 )
                             )
