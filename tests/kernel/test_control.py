@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -420,3 +420,28 @@ async def test_a_shutdown_ends_a_subshell_that_is_being_set_up() -> None:
         await begun.wait()
         assert (await at.client.control("shutdown_request").done())["status"] == "ok"
         assert (await create.done())["status"] == "error"
+
+
+async def test_a_shutdown_that_comes_while_a_subshell_is_started() -> None:
+    """Its place (a thread, say) takes time to be had; the shutdown can't know of it by then."""
+    waiting, go = Flag(), Flag()
+
+    class SlowHost:
+        kind = "slow"
+
+        async def run(self, body: Callable[[], Awaitable[None]], **options: Any) -> None:
+            waiting.set()
+            await go.wait()
+            await body()
+
+    class Slow(CellsKernel):
+        subshell_host = SlowHost()
+
+    async with served(Slow()) as at:
+        create = at.client.control("create_subshell_request")
+        await waiting.wait()
+        assert (await at.client.control("shutdown_request").done())["status"] == "ok"
+        go.set()
+        reply = await create.done()
+        assert reply["status"] == "error"
+        assert "shutting down" in reply["evalue"]

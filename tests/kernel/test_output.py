@@ -25,10 +25,10 @@ class Published:
         self.meanwhile: Any = None
 
     def publish(self, frames: Sequence[bytes]) -> None:
-        self.frames.append(list(frames))
         if self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
             meanwhile()
+        self.frames.append(list(frames))
 
     def messages(self) -> list[Message]:
         receiver = WireSession(b"").receiver()

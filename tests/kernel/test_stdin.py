@@ -127,8 +127,8 @@ async def test_the_client_that_sent_the_cell_is_the_one_that_is_asked() -> None:
     ):
         subshell_id = await at.client.create_subshell()
         mine = at.client.execute("ask", subshell_id=subshell_id)
-        theirs = other.execute("ask")
         my_prompt = await at.client.prompts.receive()
+        theirs = other.execute("ask")
         their_prompt = await other.prompts.receive()
         # An answer to somebody else's prompt, or to none, changes nothing.
         at.client.answer(at.client.session.message("input_request", {}), "wrong")
@@ -154,6 +154,20 @@ async def test_an_interrupt_withdraws_the_prompt(code: str) -> None:
         at.client.answer(fresh, "in time")
         await again.done()
     assert again.text() == "in time"
+
+
+async def test_an_answer_without_a_parent_passes_over_a_prompt_that_was_withdrawn() -> None:
+    async with served(Asking()) as at:
+        first, second = [await at.client.create_subshell() for _ in range(2)]
+        withdrawn = at.client.execute("ask", subshell_id=first)
+        await at.client.prompts.receive()
+        exchange = at.client.execute("ask", subshell_id=second)
+        request = await at.client.prompts.receive()
+        await at.client.control("interrupt_request", subshell_id=first).done()
+        assert (await withdrawn.done())["ename"] == "KeyboardInterrupt"
+        at.client.answer(request, "the answer", parent=False)
+        await exchange.done()
+    assert exchange.text() == "the answer"
 
 
 @pytest.mark.parametrize("code", ["ask", "ask_secretly", "ask_blocking"])
