@@ -129,7 +129,6 @@ class IOThread(Actor):
             IOPub(session, publisher), name="iopub", capacity=1000, on_failure=Restart()
         )
         output = OutputPort(session, publisher, lambda port: iopub.tell_nowait(FlushLater(port)))
-        output.status("starting", None)
         stdin = await supervisor.spawn(
             StdinChannel(session, receiver, sockets.routers["stdin"]),
             name="stdin",

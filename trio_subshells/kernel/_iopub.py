@@ -35,6 +35,7 @@ class IOPub(Actor):
     def __init__(self, session: WireSession, publisher: SubscriptionsPublisher) -> None:
         self._session = session
         self._publisher = publisher
+        self._said_starting = False  # survives a restart of this actor: it is said once
 
     async def run(self, mailbox: Mailbox) -> None:
         """Serve until cancelled."""
@@ -46,6 +47,11 @@ class IOPub(Actor):
                         nursery.start_soon(_flush_in_time, output)
 
     async def _welcome(self) -> None:
+        """Welcome each subscriber; the first one hears that the kernel is starting, too.
+
+        Before there is one, nobody could hear it; and sent at any other moment, it might reach a
+        subscriber before its welcome.
+        """
         while True:
             subscription = await self._publisher.receive_subscription()
             if not subscription.subscribed:
@@ -60,6 +66,13 @@ class IOPub(Actor):
                     "iopub_welcome", {"subscription": topic}, idents=(subscription.topic,)
                 )
             )
+            if not self._said_starting:
+                self._said_starting = True
+                self._publisher.publish(
+                    self._session.serialize(
+                        "status", {"execution_state": "starting"}, idents=(subscription.topic,)
+                    )
+                )
 
 
 async def _flush_in_time(output: OutputPort) -> None:

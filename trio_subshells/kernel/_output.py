@@ -108,7 +108,7 @@ class OutputPort:
             self._send(frames)
 
     def status(self, state: str, parent: Header | None) -> None:
-        """Publish ``busy``, ``idle`` or ``starting``."""
+        """Publish ``busy`` or ``idle``."""
         self.publish("status", {"execution_state": state}, parent=parent)
 
     def stream(self, name: str, text: str, parent: Header | None) -> None:
