@@ -133,9 +133,9 @@ async def test_the_client_that_sent_the_cell_is_the_one_that_is_asked() -> None:
         # An answer to somebody else's prompt, or to none, changes nothing.
         at.client.answer(at.client.session.message("input_request", {}), "wrong")
         other.answer(their_prompt, "theirs", parent=False)
+        await theirs.done()
         at.client.answer(my_prompt, "mine", parent=False)
         await mine.done()
-        await theirs.done()
     assert mine.text() == "mine"
     assert theirs.text() == "theirs"
 
