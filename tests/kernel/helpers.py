@@ -186,13 +186,19 @@ class Client:
             socket = context.socket(zmq.DEALER, name=channel, identity=identity, **options)
             self.sockets[channel] = socket
         self.sockets["iopub"] = context.socket(zmq.SUB, name="iopub", subscribe=b"", **options)
-        for channel, socket in self.sockets.items():
-            socket.connect(connection.url(channel))
+        self._connection = connection
+        for channel in ("shell", "control", "stdin"):
+            self.sockets[channel].connect(connection.url(channel))
         self._exchanges: dict[str, Exchange] = {}
         self.strays: list[Message] = []
         """Published for nobody here: what has no parent, or that of another client."""
         self.welcomed = trio.Event()
         self._prompts_in, self.prompts = trio.open_memory_channel[Message](100)
+
+    async def listen(self) -> None:
+        """Connect to iopub, and wait to be welcomed there."""
+        self.sockets["iopub"].connect(self._connection.url("iopub"))
+        await self.welcomed.wait()
 
     async def read(self, channel: Channel) -> None:
         while True:
@@ -251,9 +257,9 @@ class Client:
 
 @asynccontextmanager
 async def open_client(
-    connection: ConnectionInfo | None, *, identity: bytes = b"client"
+    connection: ConnectionInfo | None, *, identity: bytes = b"client", listens: bool = True
 ) -> AsyncIterator[Client]:
-    """A client of a kernel, which has been welcomed on iopub."""
+    """A client of a kernel, which has been welcomed on iopub if it listens there."""
     assert connection is not None
     with open_context() as context:
         async with trio.open_nursery() as nursery:
@@ -261,7 +267,8 @@ async def open_client(
             try:
                 for channel in client.sockets:
                     nursery.start_soon(client.read, channel)
-                await client.welcomed.wait()
+                if listens:
+                    await client.listen()
                 yield client
             finally:
                 nursery.cancel_scope.cancel()

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 import trio_subshells as ts
-from trio_subshells.kernel import RunningKernel, _shell
-from trio_subshells.wire import PROTOCOL_VERSION
+from trio_subshells.kernel import RunningKernel, _shell, open_kernel
+from trio_subshells.wire import PROTOCOL_VERSION, ConnectionInfo
 
 from .helpers import HANG, CellsKernel, Client, Exchange, Flag, open_client, served
 
@@ -266,3 +266,53 @@ async def test_every_subscriber_is_welcomed(kernel: CellsKernel) -> None:
                 await client.welcomed.wait()
                 # From the welcome on, a subscriber misses nothing.
                 assert (await client.execute("where").done())["status"] == "ok"
+
+
+async def test_what_is_asked_before_anybody_listens_loses_no_output(
+    kernel: CellsKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A client's iopub socket may connect long after its shell socket: ZMQ tries each by itself.
+    monkeypatch.setattr(_shell, "SUBSCRIBER_PATIENCE", HANG)
+    with trio.fail_after(HANG):
+        async with (
+            open_kernel(kernel, ConnectionInfo.local()) as running,
+            open_client(running.connection, listens=False) as client,
+        ):
+            early = [client.execute("where") for _ in range(3)]
+            # It is told who the kernel is nevertheless, and this process needs no listener.
+            await client.request("kernel_info_request").reply()
+            assert (await running.main.execute("where")).status == "ok"
+            assert not any(exchange.replies for exchange in early)
+            await client.listen()
+            for count, exchange in enumerate(early, start=2):
+                reply = await exchange.done()
+                assert (reply["status"], reply["execution_count"]) == ("ok", count)
+                assert exchange.text() == "main"
+
+
+async def test_a_client_that_never_listens_is_served(
+    kernel: CellsKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_shell, "SUBSCRIBER_PATIENCE", 0.001)
+    with trio.fail_after(HANG):
+        async with (
+            open_kernel(kernel, ConnectionInfo.local()) as running,
+            open_client(running.connection, listens=False) as client,
+        ):
+            assert (await client.execute("where").reply()).content["status"] == "ok"
+
+
+async def test_what_waits_for_a_listener_is_aborted_with_the_kernel(
+    kernel: CellsKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_shell, "SUBSCRIBER_PATIENCE", HANG)
+    with trio.fail_after(HANG):
+        async with (
+            open_kernel(kernel, ConnectionInfo.local()) as running,
+            open_client(running.connection, listens=False) as client,
+        ):
+            early = client.execute("where")
+            await client.request("kernel_info_request").reply()  # behind it on the same socket
+            shutdown = client.control("shutdown_request", restart=False)
+            assert (await early.reply()).content["status"] == "aborted"
+            assert (await shutdown.reply()).content["status"] == "ok"

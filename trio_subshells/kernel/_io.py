@@ -160,6 +160,7 @@ class IOThread(Actor):
                 },
                 kernel.subshells,
                 control,
+                iopub,
             ),
             name="shell",
             # Answers are as many as the requests that are pending, and those are bounded.

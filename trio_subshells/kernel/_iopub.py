@@ -10,10 +10,10 @@ from typing import Protocol
 
 import trio
 
-from ..actors import Actor, Mailbox
+from ..actors import Actor, Letter, Mailbox
 from ..sockets import Subscription
 from ..wire import WireSession
-from ._messages import FlushLater
+from ._messages import AwaitSubscriber, FlushLater
 from ._output import GATHERING_TIME, FramesPublisher, OutputPort
 
 
@@ -35,7 +35,9 @@ class IOPub(Actor):
     def __init__(self, session: WireSession, publisher: SubscriptionsPublisher) -> None:
         self._session = session
         self._publisher = publisher
-        self._said_starting = False  # survives a restart of this actor: it is said once
+        # Both survive a restart of this actor.
+        self._waiting: list[Letter] = []
+        self._has_subscriber = False
 
     async def run(self, mailbox: Mailbox) -> None:
         """Serve until cancelled."""
@@ -45,6 +47,10 @@ class IOPub(Actor):
                 match letter.message:
                     case FlushLater(output):
                         nursery.start_soon(_flush_in_time, output)
+                    case AwaitSubscriber() if self._has_subscriber:
+                        letter.reply()
+                    case AwaitSubscriber():
+                        self._waiting.append(letter)
 
     async def _welcome(self) -> None:
         """Welcome each subscriber; the first one hears that the kernel is starting, too.
@@ -66,13 +72,15 @@ class IOPub(Actor):
                     "iopub_welcome", {"subscription": topic}, idents=(subscription.topic,)
                 )
             )
-            if not self._said_starting:
-                self._said_starting = True
+            if not self._has_subscriber:
+                self._has_subscriber = True
                 self._publisher.publish(
                     self._session.serialize(
                         "status", {"execution_state": "starting"}, idents=(subscription.topic,)
                     )
                 )
+                for letter in self._waiting:
+                    letter.reply()
 
 
 async def _flush_in_time(output: OutputPort) -> None:

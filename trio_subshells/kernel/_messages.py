@@ -266,6 +266,11 @@ class Prompt:
 
 
 @attrs.frozen
+class AwaitSubscriber:
+    """Asked of iopub by the shell channel: answered once somebody has subscribed."""
+
+
+@attrs.frozen
 class FlushLater:
     """Told by an output port: call its `flush` when the gathering time is over."""
 

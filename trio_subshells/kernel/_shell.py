@@ -7,6 +7,10 @@ and to whom: when a subshell ends, what is left in the table is answered on its 
 It reads headers only; the rest of a request is read by the subshell it is for. It never runs a
 kernel author's code and never waits for a subshell, so nothing that a cell does can hold it up. For
 the same reason it answers ``kernel_info_request`` by itself: a client can connect to a busy kernel.
+
+At the start it keeps what clients ask of the main shell until somebody listens on iopub. A client
+connects its sockets before the kernel has bound them, ZMQ tries each again in its own time, and so
+the first cell may be here 200 ms before the subscription that is to bring its output.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any, Final
 import attrs
 import trio
 
-from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
+from ..actors import Actor, ActorRef, ActorTerminated, AskTimeout, Letter, Mailbox
 from ..wire import Envelope, Header, MalformedMessage, Message, Receiver, WireSession
 from ._channels import (
     COMM_TYPES,
@@ -34,6 +38,7 @@ from ._messages import (
     AbortPending,
     AddRoute,
     Answer,
+    AwaitSubscriber,
     Leave,
     RemoveRoute,
     Shutdown,
@@ -48,6 +53,10 @@ _log = logging.getLogger("trio_subshells.kernel")
 
 MOST_PENDING: Final = 10_000
 """Requests that may wait in one subshell; one more is refused."""
+
+SUBSCRIBER_PATIENCE: Final = 1.0
+"""Seconds after the start in which a first subscriber to iopub is waited for: not every client has
+an interest in output."""
 
 
 @attrs.frozen
@@ -71,6 +80,7 @@ class ShellChannel(Actor):
         subshells: whether the kernel has subshells for clients. If not, what requests say of them
             is ignored (JEP 91, "Kernels not supporting subshells").
         control: who ends the kernel, for the ``shutdown_request`` of old clients.
+        iopub: who knows whether somebody listens.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class ShellChannel(Actor):
         known: Mapping[str, dict[str, Any]],
         subshells: bool,
         control: ActorRef,
+        iopub: ActorRef,
     ) -> None:
         self._session = session
         self._receiver = receiver
@@ -90,17 +101,20 @@ class ShellChannel(Actor):
         self._known = known
         self._subshells = subshells
         self._control = control
+        self._iopub = iopub
         self._keys = itertools.count(1)
         self._routes: dict[str | None, ActorRef] = {}
         self._pending: dict[str | None, dict[int, _Pending]] = {}
         self._subshell_of: dict[int, str | None] = {}
         self._early: list[Work] = []
-        self._started = False
+        self._started = False  # the main shell is, or was, there
+        self._heard = False  # somebody listens on iopub, or nobody is expected to
 
     async def run(self, mailbox: Mailbox) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive_requests, nursery)
+            nursery.start_soon(self._await_subscriber)
             async for letter in mailbox:
                 self._handle(letter, nursery)
 
@@ -114,9 +128,7 @@ class ShellChannel(Actor):
                 self._routes[subshell_id] = subshell
                 if subshell_id is None:
                     self._started = True
-                    early, self._early = self._early, []
-                    for work in early:
-                        subshell.tell_nowait(work)
+                    self._hand_on_early()
                 letter.reply()
             case RemoveRoute(subshell_id):
                 self._routes.pop(subshell_id, None)
@@ -127,6 +139,27 @@ class ShellChannel(Actor):
                 self._take_what_is_there(nursery)
                 if subshell_id in self._routes:  # else it is being ended, and waits for nothing
                     self._routes[subshell_id].tell_nowait(ThatIsAll())
+
+    # ------------------------------------------------------------------------------- the start
+
+    async def _await_subscriber(self) -> None:
+        try:
+            await self._iopub.ask(AwaitSubscriber(), timeout=SUBSCRIBER_PATIENCE)
+        except (AskTimeout, ActorTerminated) as reason:
+            _log.debug("serving requests though nobody listens on iopub: %s", reason)
+        self._heard = True
+        self._hand_on_early()
+
+    def _is_early(self, work: Work) -> bool:
+        return not (self._started and (self._heard or work.internal))
+
+    def _hand_on_early(self) -> None:
+        early, self._early = self._early, []
+        for work in early:
+            if self._is_early(work):
+                self._early.append(work)
+            elif None in self._routes:  # else it has been ended, and they were answered
+                self._routes[None].tell_nowait(work)
 
     # --------------------------------------------------------------------- requests of clients
 
@@ -192,9 +225,10 @@ class ShellChannel(Actor):
             pending[key] = _Pending(key, request, letter)
             self._subshell_of[key] = subshell_id
         work = Work(key, request, output_parent, internal=letter is not None)
-        if subshell is None:
-            self._early.append(work)  # the main shell isn't there yet
+        if subshell_id is None and self._is_early(work):
+            self._early.append(work)
             return
+        assert subshell is not None
         try:
             subshell.tell_nowait(work)
         except ActorTerminated:
