@@ -25,6 +25,9 @@ request to the control handler, which asks the shell channel to add or remove a 
 what is owed. A call on `RunningKernel` or `SubshellHandle` (`_running`) is a message to one of the
 two.
 
+What the first three of these take from clients comes through a `_channels.ClientSocket`; what is
+dropped anywhere is entered in `_drops`.
+
 What the actors say to each other is in `_messages`; how a running cell is ended is told in `_guard`
 (the mechanism) and `_ladder` (the policy).
 """
@@ -32,6 +35,7 @@ What the actors say to each other is in `_messages`; how a running cell is ended
 from __future__ import annotations
 
 from ._cell import Cell
+from ._drops import DropCount, DropReason
 from ._errors import SubshellUnjoinable, UnknownSubshell
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
@@ -72,6 +76,8 @@ __all__ = [
     "CompleteRequest",
     "Completeness",
     "Completion",
+    "DropCount",
+    "DropReason",
     "ExecuteReply",
     "HelpLink",
     "HistoryEntry",

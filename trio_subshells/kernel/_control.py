@@ -14,7 +14,7 @@ import math
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 from trio_util import move_on_when
@@ -29,8 +29,8 @@ from ..actors import (
     ThreadHost,
     open_supervisor,
 )
-from ..wire import Envelope, MalformedMessage, Message, Receiver, WireSession
-from ._channels import FramesSocket, error_content, reply_type, unknown_type
+from ..wire import Envelope, MalformedMessage, Message, WireSession
+from ._channels import ClientSocket, error_content, reply_type, unknown_type
 from ._errors import SubshellUnjoinable, UnknownSubshell
 from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
@@ -58,6 +58,10 @@ from ._types import SubshellInfo
 
 _log = logging.getLogger("trio_subshells.kernel")
 
+MOST_IN_PROGRESS: Final = 1000
+"""Requests that may be served here at the same time; one more is refused. But for a client that has
+gone wild, those that take a while are deletes and creates, and there are not that many."""
+
 
 class ControlHandler(Actor):
     """See the module's first lines.
@@ -65,8 +69,7 @@ class ControlHandler(Actor):
     Args:
         kernel: the author's object, for the subshells to come.
         session: makes the replies.
-        receiver: verifies the requests.
-        socket: the ROUTER.
+        clients: the ROUTER.
         output: publishes busy and idle.
         kernel_info: the content of every ``kernel_info_reply``.
         on_shutdown: called when everything has been ended.
@@ -77,8 +80,7 @@ class ControlHandler(Actor):
         self,
         kernel: Kernel,
         session: WireSession,
-        receiver: Receiver,
-        socket: FramesSocket,
+        clients: ClientSocket,
         output: OutputPort,
         kernel_info: dict[str, Any],
         on_shutdown: Callable[[], None],
@@ -86,14 +88,14 @@ class ControlHandler(Actor):
     ) -> None:
         self._kernel = kernel
         self._session = session
-        self._receiver = receiver
-        self._socket = socket
+        self._clients = clients
         self._output = output
         self._kernel_info = kernel_info
         self._on_shutdown = on_shutdown
         self._on_unjoinable = on_unjoinable
         self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
+        self._in_progress = 0
         self._shutting_down = False
         self._ended = trio.Event()
 
@@ -147,13 +149,13 @@ class ControlHandler(Actor):
         to_create, created = trio.open_memory_channel[Envelope](math.inf)
         self._nursery.start_soon(self._create_in_order, created)
         while True:
-            frames = await self._socket.receive()
-            try:
-                envelope = self._receiver.receive(frames)
-            except MalformedMessage as error:
-                _log.warning("dropped a message on the control channel: %s", error)
+            envelope = await self._clients.receive()
+            msg_type = envelope.header.msg_type
+            if self._in_progress >= MOST_IN_PROGRESS and msg_type != "shutdown_request":
+                self._refuse(envelope)
                 continue
-            match envelope.header.msg_type:
+            self._in_progress += 1
+            match msg_type:
                 case "delete_subshell_request" | "interrupt_request" | "shutdown_request":
                     self._nursery.start_soon(self._serve, envelope)
                 case "create_subshell_request":
@@ -167,6 +169,12 @@ class ControlHandler(Actor):
 
     async def _serve(self, envelope: Envelope) -> None:
         """Serve one request, between busy and idle; whatever goes wrong is its reply."""
+        try:
+            await self._serve_request(envelope)
+        finally:
+            self._in_progress -= 1
+
+    async def _serve_request(self, envelope: Envelope) -> None:
         self._output.status("busy", envelope.header)
         try:
             content = await self._reply_to(envelope.open())
@@ -175,16 +183,26 @@ class ControlHandler(Actor):
         except Exception as error:
             _log.info("a %s has failed", envelope.header.msg_type, exc_info=error)
             content = error_content(type(error).__name__, str(error))
-        frames = self._session.serialize(
-            reply_type(envelope.header.msg_type), content, parent=envelope, idents=envelope.idents
-        )
-        try:
-            self._socket.send_nowait(frames)
-        except trio.WouldBlock:
-            _log.warning("dropped a reply: its client doesn't read")
+        self._answer(envelope, content)
         self._output.status("idle", envelope.header)
-        if envelope.header.msg_type == "shutdown_request":
+        if envelope.header.msg_type == "shutdown_request" and content["status"] == "ok":
             self._on_shutdown()
+
+    def _answer(self, envelope: Envelope, content: dict[str, Any]) -> None:
+        self._clients.send(
+            self._session.serialize(
+                reply_type(envelope.header.msg_type),
+                content,
+                parent=envelope,
+                idents=envelope.idents,
+            )
+        )
+
+    def _refuse(self, envelope: Envelope) -> None:
+        self._output.status("busy", envelope.header)
+        text = f"{self._in_progress} requests are being served on the control channel already"
+        self._answer(envelope, error_content("TooManyRequests", text))
+        self._output.status("idle", envelope.header)
 
     async def _reply_to(self, request: Message) -> dict[str, Any]:
         match request.header.msg_type:

@@ -27,7 +27,9 @@ from ..sockets import (
     open_iopub_device,
 )
 from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
+from ._channels import ClientSocket
 from ._control import ControlHandler
+from ._drops import Drops
 from ._iopub import IOPub
 from ._kernel import Kernel
 from ._ladder import SHUTDOWN_TIMEOUT
@@ -35,6 +37,9 @@ from ._messages import FlushLater, IOParts, Shutdown, WhatIsThere
 from ._output import OutputPort
 from ._shell import ShellChannel
 from ._stdin import StdinChannel
+
+CLOSE_DEAD_PEERS: SocketOptions = {"tcp_keepalive": 1, "tcp_keepalive_idle": 120}
+"""The connection of a machine that has gone without a word ends, and with it what waits for it."""
 
 LINGER_MS = 1000
 """How long the last replies and outputs may take to leave the process."""
@@ -94,8 +99,10 @@ class IOThread(Actor):
         async with AsyncExitStack() as stack:
             sockets = await self._open_sockets(stack)
             supervisor = await stack.enter_async_context(open_supervisor())
-            parts = await self._spawn_actors(supervisor, sockets)
+            drops = Drops()
+            parts = await self._spawn_actors(supervisor, sockets, drops)
             nursery = await stack.enter_async_context(trio.open_nursery())
+            nursery.start_soon(drops.tell)
             nursery.start_soon(self._end_with, parts.control)
             async for letter in mailbox:
                 if isinstance(letter.message, WhatIsThere):
@@ -119,18 +126,24 @@ class IOThread(Actor):
             urls[channel] = routers[channel].bind(urls[channel])
         return _Sockets(urls, iopub, routers)
 
-    async def _spawn_actors(self, supervisor: Supervisor, sockets: _Sockets) -> IOParts:
+    async def _spawn_actors(
+        self, supervisor: Supervisor, sockets: _Sockets, drops: Drops
+    ) -> IOParts:
         """Start the actors that serve the sockets. Who is told of another one comes after it."""
         kernel, session = self._kernel, self._session
         urls, publisher = sockets.urls, sockets.iopub.publisher
-        receiver = session.receiver()
+        receiver = session.receiver()  # one for all: see there
+
+        def clients(channel: Channel) -> ClientSocket:
+            return ClientSocket(channel, sockets.routers[channel], receiver, drops)
+
         kernel_info = describe(kernel)
         iopub = await supervisor.spawn(
             IOPub(session, publisher), name="iopub", capacity=1000, on_failure=Restart()
         )
         output = OutputPort(session, publisher, lambda port: iopub.tell_nowait(FlushLater(port)))
         stdin = await supervisor.spawn(
-            StdinChannel(session, receiver, sockets.routers["stdin"]),
+            StdinChannel(session, clients("stdin")),
             name="stdin",
             on_failure=Restart(),
         )
@@ -138,8 +151,7 @@ class IOThread(Actor):
             ControlHandler(
                 kernel,
                 session,
-                receiver,
-                sockets.routers["control"],
+                clients("control"),
                 output,
                 kernel_info,
                 self._on_shutdown,
@@ -151,8 +163,8 @@ class IOThread(Actor):
         shell = await supervisor.spawn(
             ShellChannel(
                 session,
-                receiver,
-                sockets.routers["shell"],
+                clients("shell"),
+                drops,
                 output,
                 {
                     "kernel_info_request": kernel_info,
@@ -187,6 +199,8 @@ class IOThread(Actor):
             "linger": LINGER_MS,
             "router_handover": True,
             "sndhwm": 100_000,
+            "maxmsgsize": self._kernel.largest_frame,
+            **CLOSE_DEAD_PEERS,
             **self._options,
         }
         return self._context.socket(zmq.ROUTER, name=channel, **options)

@@ -67,6 +67,11 @@ class Kernel(ABC):
     """Where a subshell lives: a thread of its own; or, with `TaskHost`, a task of the main shell's
     loop, for kernels that are wholly asynchronous."""
 
+    largest_frame: ClassVar[int] = 1 << 30
+    """Bytes that a frame of a client's message may have: a cell's code, or a buffer of a comm
+    message. ZMQ closes the connection of a client that sends a larger one, before there is room
+    made for it."""
+
     supported_features: Sequence[str] = ()
     """Further optional features (JEP 92) to advertise."""
 

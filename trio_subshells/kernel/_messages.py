@@ -6,6 +6,7 @@ Who understands what::
     client ──frames──▶ control handler ──AddRoute, RemoveRoute, AbortPending──▶ shell channel
     subshell ──Prompt──▶ stdin channel
     subshell ──FlushLater──▶ iopub
+    subshell ──Dropped──▶ shell channel
     subshell handle ──Submit──▶ shell channel
     subshell handle ──Create, Delete, Interrupt──▶ control handler
     control handler ──Spawn──▶ nest
@@ -22,7 +23,7 @@ import attrs
 import trio
 
 from ..actors import ActorRef, Host
-from ..wire import Channel, Envelope, Header, Message
+from ..wire import Channel, Envelope, Header, MalformedReason, Message
 from ._ladder import INTERRUPT_TIMEOUT
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Work:
     """A request for a subshell.
 
     Attributes:
-        key: the shell channel's own number for it; 0 for a message that isn't answered (comms).
+        key: the shell channel's own number for it.
         request: what was received, or made by a handle.
         output_parent: whose child its output is; usually the request itself.
         internal: the answer goes to a handle in this process.
@@ -118,13 +119,26 @@ class Answer:
 
     Attributes:
         key: of the `Work`.
-        frames: the reply, for a client.
+        frames: the reply, for a client; None for a comm message, which gets none.
         content: the reply's content, for a handle in this process.
     """
 
     key: int
     frames: list[bytes] | None = None
     content: dict[str, Any] | None = None
+
+
+@attrs.frozen
+class Dropped:
+    """Told by a subshell that has found a comm message to be malformed."""
+
+    reason: MalformedReason
+    detail: str
+
+
+@attrs.frozen
+class CountDrops:
+    """Asked by whoever wants to know: the `DropCount` of each channel and reason."""
 
 
 @attrs.frozen

@@ -23,11 +23,13 @@ from ..actors import (
     SystemStatistics,
 )
 from ..wire import ConnectionInfo, Header, WireSession
+from ._drops import DropCount
 from ._errors import UnknownSubshell
 from ._guard import protected
 from ._ladder import DELETE_TIMEOUT, INTERRUPT_TIMEOUT
 from ._life import SubshellLife, SubshellState, SubshellStatistics
 from ._messages import (
+    CountDrops,
     Create,
     Delete,
     Describe,
@@ -48,10 +50,12 @@ class KernelStatistics:
     Attributes:
         subshells: one entry each; the main shell is the first.
         actors: every actor of the kernel.
+        dropped: what messages were dropped, and why; nothing of what never was.
     """
 
     subshells: tuple[SubshellStatistics, ...]
     actors: SystemStatistics
+    dropped: tuple[DropCount, ...]
 
 
 class RunningKernel:
@@ -190,8 +194,11 @@ class RunningKernel:
     async def statistics(self) -> KernelStatistics:
         """A snapshot."""
         subshells = (await self.subshells()).values()
+        dropped: tuple[DropCount, ...] = await self._ask(self._parts.shell, CountDrops())
         return KernelStatistics(
-            tuple(subshell.statistics() for subshell in subshells), self._system.statistics()
+            tuple(subshell.statistics() for subshell in subshells),
+            self._system.statistics(),
+            dropped,
         )
 
     def tree(self) -> str:

@@ -18,27 +18,32 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
 import trio
 
 from ..actors import Actor, ActorRef, ActorTerminated, AskTimeout, Letter, Mailbox
-from ..wire import Envelope, Header, MalformedMessage, Message, Receiver, WireSession
+from ..wire import Envelope, Header, MalformedMessage, Message, WireSession
 from ._channels import (
     COMM_TYPES,
     REQUEST_TYPES,
-    FramesSocket,
+    ClientSocket,
     error_content,
     reply_type,
+    shown,
     unknown_type,
 )
+from ._drops import DropReason, Drops
 from ._ladder import SHUTDOWN_TIMEOUT
 from ._messages import (
     AbortPending,
     AddRoute,
     Answer,
     AwaitSubscriber,
+    CountDrops,
+    Dropped,
     Leave,
     RemoveRoute,
     Shutdown,
@@ -52,18 +57,30 @@ from ._output import OutputPort
 _log = logging.getLogger("trio_subshells.kernel")
 
 MOST_PENDING: Final = 10_000
-"""Requests that may wait in one subshell; one more is refused."""
+"""Requests and comm messages that may wait in one subshell; one more is refused."""
+
+MOST_PENDING_BYTES: Final = 1 << 28
+"""How large they may be together. However large it is, one that comes to nothing else is taken."""
 
 SUBSCRIBER_PATIENCE: Final = 1.0
 """Seconds after the start in which a first subscriber to iopub is waited for: not every client has
 an interest in output."""
 
 
+@attrs.define
+class _Queue:
+    """What waits in one subshell, or is being served there."""
+
+    pending: dict[int, _Pending] = attrs.field(factory=dict)
+    size: int = 0  # in bytes
+
+
 @attrs.frozen
 class _Pending:
-    """A request that a subshell has yet to answer."""
+    """A request, or a comm message, that a subshell has yet to serve."""
 
     key: int
+    size: int  # in bytes
     request: Envelope | Message
     letter: Letter | None  # who asked, if it was a handle in this process
 
@@ -73,8 +90,8 @@ class ShellChannel(Actor):
 
     Args:
         session: makes the replies.
-        receiver: verifies the requests.
-        socket: the ROUTER.
+        clients: the ROUTER.
+        drops: what was dropped on any channel, for who asks.
         output: publishes busy and idle around what is answered here.
         known: the replies that are always the same, by the type of the request.
         subshells: whether the kernel has subshells for clients. If not, what requests say of them
@@ -86,8 +103,8 @@ class ShellChannel(Actor):
     def __init__(
         self,
         session: WireSession,
-        receiver: Receiver,
-        socket: FramesSocket,
+        clients: ClientSocket,
+        drops: Drops,
         output: OutputPort,
         known: Mapping[str, dict[str, Any]],
         subshells: bool,
@@ -95,8 +112,8 @@ class ShellChannel(Actor):
         iopub: ActorRef,
     ) -> None:
         self._session = session
-        self._receiver = receiver
-        self._socket = socket
+        self._clients = clients
+        self._drops = drops
         self._output = output
         self._known = known
         self._subshells = subshells
@@ -104,7 +121,7 @@ class ShellChannel(Actor):
         self._iopub = iopub
         self._keys = itertools.count(1)
         self._routes: dict[str | None, ActorRef] = {}
-        self._pending: dict[str | None, dict[int, _Pending]] = {}
+        self._queues: dict[str | None, _Queue] = {}
         self._subshell_of: dict[int, str | None] = {}
         self._early: list[Work] = []
         self._started = False  # the main shell is, or was, there
@@ -136,9 +153,16 @@ class ShellChannel(Actor):
             case AbortPending(subshell_id, keep):
                 letter.reply(self._abort(subshell_id, keep))
             case TakeWhatIsThere(subshell_id):
-                self._take_what_is_there(nursery)
-                if subshell_id in self._routes:  # else it is being ended, and waits for nothing
-                    self._routes[subshell_id].tell_nowait(ThatIsAll())
+                if self._clients.verifying is None:
+                    self._take_what_is_there(subshell_id, nursery)
+                else:
+                    nursery.start_soon(
+                        self._take_after, self._clients.verifying, subshell_id, nursery
+                    )
+            case Dropped(reason, detail):
+                self._clients.drop(reason, detail)
+            case CountDrops():
+                letter.reply(self._drops.counts())
 
     # ------------------------------------------------------------------------------- the start
 
@@ -165,22 +189,25 @@ class ShellChannel(Actor):
 
     async def _receive_requests(self, nursery: trio.Nursery) -> None:
         while True:
-            self._take(await self._socket.receive(), nursery)
+            self._take(await self._clients.receive(), nursery)
 
-    def _take_what_is_there(self, nursery: trio.Nursery) -> None:
-        while True:
-            try:
-                frames = self._socket.receive_nowait()
-            except trio.WouldBlock:
-                return
-            self._take(frames, nursery)
+    async def _take_after(
+        self, verifying: trio.Event | None, subshell_id: str | None, nursery: trio.Nursery
+    ) -> None:
+        """As `_take_what_is_there`, once the message that came before all that has been taken."""
+        while verifying is not None:
+            await verifying.wait()
+            verifying = self._clients.verifying
+        self._take_what_is_there(subshell_id, nursery)
 
-    def _take(self, frames: list[bytes], nursery: trio.Nursery) -> None:
-        try:
-            envelope = self._receiver.receive(frames)
-        except MalformedMessage as error:
-            _log.warning("dropped a message on the shell channel: %s", error)
-            return
+    def _take_what_is_there(self, subshell_id: str | None, nursery: trio.Nursery) -> None:
+        with suppress(trio.WouldBlock):
+            while True:
+                self._take(self._clients.receive_nowait(), nursery)
+        if subshell_id in self._routes:  # else it is being ended, and waits for nothing
+            self._routes[subshell_id].tell_nowait(ThatIsAll())
+
+    def _take(self, envelope: Envelope, nursery: trio.Nursery) -> None:
         msg_type = envelope.header.msg_type
         if msg_type in REQUEST_TYPES or msg_type in COMM_TYPES:
             self._pass_on(envelope, envelope.header, None)
@@ -215,15 +242,19 @@ class ShellChannel(Actor):
         if subshell is None and (subshell_id is not None or self._started):
             self._refuse(request, letter, unknown_subshell(subshell_id))
             return
-        key = 0
-        if request.header.msg_type not in COMM_TYPES:
-            pending = self._pending.setdefault(subshell_id, {})
-            if len(pending) >= MOST_PENDING:
-                self._refuse(request, letter, _too_many(subshell_id))
-                return
-            key = next(self._keys)
-            pending[key] = _Pending(key, request, letter)
-            self._subshell_of[key] = subshell_id
+        queue = self._queues.setdefault(subshell_id, _Queue())
+        if len(queue.pending) >= MOST_PENDING or queue.size >= MOST_PENDING_BYTES:
+            if request.header.msg_type in COMM_TYPES:
+                self._clients.drop(DropReason.TOO_MANY, _too_many(subshell_id, queue))
+            self._refuse(
+                request, letter, error_content("TooManyRequests", _too_many(subshell_id, queue))
+            )
+            return
+        key = next(self._keys)
+        size = request.size if isinstance(request, Envelope) else 0
+        queue.pending[key] = _Pending(key, size, request, letter)
+        queue.size += size
+        self._subshell_of[key] = subshell_id
         work = Work(key, request, output_parent, internal=letter is not None)
         if subshell_id is None and self._is_early(work):
             self._early.append(work)
@@ -232,8 +263,7 @@ class ShellChannel(Actor):
         try:
             subshell.tell_nowait(work)
         except ActorTerminated:
-            if key:
-                self._forget(key)
+            self._forget(key)
             self._refuse(request, letter, unknown_subshell(subshell_id))
 
     def _subshell_named_in(self, request: Envelope | Message) -> str | None:
@@ -269,8 +299,12 @@ class ShellChannel(Actor):
 
     async def _shut_down(self, request: Envelope) -> None:
         """Serve the ``shutdown_request`` of a client older than protocol 5.4."""
+        try:
+            restart = request.open().field("restart", bool, False)
+        except MalformedMessage as error:
+            self._serve_here(request, error_content("MalformedMessage", error.detail))
+            return
         self._output.status("busy", request.header)
-        restart = _wants_restart(request)
         await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=10 * SHUTDOWN_TIMEOUT)
         self._send(request, {"status": "ok", "restart": restart})
         self._output.status("idle", request.header)
@@ -285,29 +319,36 @@ class ShellChannel(Actor):
         if pending.letter is not None:
             pending.letter.reply(answer.content)
         elif answer.frames is not None:
-            self._send_frames(answer.frames)
+            self._clients.send(answer.frames)
 
     def _abort(self, subshell_id: str | None, keep: int | None) -> int:
         """Answer what a subshell won't answer any more; returns how many requests that were."""
-        keys = [key for key in self._pending.get(subshell_id, {}) if key != keep]
+        queue = self._queues.get(subshell_id, _Queue())
+        keys = [key for key in queue.pending if key != keep]
+        aborted = 0
         for key in keys:
             pending = self._forget(key)
-            if pending is not None:
-                content: dict[str, Any] = {"status": "aborted"}
-                if pending.request.header.msg_type == "execute_request":
-                    content["execution_count"] = 0
-                self._refuse(pending.request, pending.letter, content)
-        if not self._pending.get(subshell_id):
-            self._pending.pop(subshell_id, None)
-        return len(keys)
+            if pending is None or pending.request.header.msg_type in COMM_TYPES:
+                continue
+            content: dict[str, Any] = {"status": "aborted"}
+            if pending.request.header.msg_type == "execute_request":
+                content["execution_count"] = 0
+            self._refuse(pending.request, pending.letter, content)
+            aborted += 1
+        if not queue.pending:
+            self._queues.pop(subshell_id, None)
+        return aborted
 
     def _forget(self, key: int) -> _Pending | None:
         if key not in self._subshell_of:
             return None
-        return self._pending[self._subshell_of.pop(key)].pop(key)
+        queue = self._queues[self._subshell_of.pop(key)]
+        pending = queue.pending.pop(key)
+        queue.size -= pending.size
+        return pending
 
     def _send(self, request: Envelope | Message, content: dict[str, Any]) -> None:
-        self._send_frames(
+        self._clients.send(
             self._session.serialize(
                 reply_type(request.header.msg_type),
                 content,
@@ -316,19 +357,6 @@ class ShellChannel(Actor):
             )
         )
 
-    def _send_frames(self, frames: list[bytes]) -> None:
-        try:
-            self._socket.send_nowait(frames)
-        except trio.WouldBlock:
-            _log.warning("dropped a reply: its client doesn't read")
-
-
-def _wants_restart(request: Envelope) -> bool:
-    try:
-        return request.open().field("restart", bool, False)
-    except MalformedMessage:
-        return False
-
 
 def unknown_subshell(subshell_id: str | None) -> dict[str, Any]:
     """The answer to a request for a subshell that there is not, or no longer."""
@@ -336,12 +364,13 @@ def unknown_subshell(subshell_id: str | None) -> dict[str, Any]:
         "UnknownSubshell",
         "this kernel is shutting down"
         if subshell_id is None
-        else f"there is no subshell {subshell_id!r}: it was never created, or has been deleted",
+        else f"there is no subshell {shown(subshell_id)}: it was never created, or has been "
+        "deleted",
     )
 
 
-def _too_many(subshell_id: str | None) -> dict[str, Any]:
-    return error_content(
-        "TooManyRequests",
-        f"{MOST_PENDING} requests wait in {subshell_id or 'the main shell'} already",
+def _too_many(subshell_id: str | None, queue: _Queue) -> str:
+    return (
+        f"{len(queue.pending)} messages of {queue.size / 1e6:.1f} MB wait in "
+        f"{subshell_id or 'the main shell'} already"
     )

@@ -7,18 +7,16 @@ answers in the order in which it was asked.
 
 from __future__ import annotations
 
-import logging
 import math
 
 import attrs
 import trio
 
 from ..actors import Actor, ActorRef, Letter, Mailbox
-from ..wire import Header, MalformedMessage, Receiver, WireSession
-from ._channels import FramesSocket
+from ..wire import Header, MalformedMessage, WireSession
+from ._channels import ClientSocket
+from ._drops import DropReason
 from ._messages import Prompt
-
-_log = logging.getLogger("trio_subshells.kernel")
 
 
 @attrs.frozen
@@ -32,14 +30,12 @@ class StdinChannel(Actor):
 
     Args:
         session: makes the requests.
-        receiver: verifies the replies.
-        socket: the ROUTER. It outlives this actor, which may be restarted.
+        clients: the ROUTER. It outlives this actor, which may be restarted.
     """
 
-    def __init__(self, session: WireSession, receiver: Receiver, socket: FramesSocket) -> None:
+    def __init__(self, session: WireSession, clients: ClientSocket) -> None:
         self._session = session
-        self._receiver = receiver
-        self._socket = socket
+        self._clients = clients
 
     async def run(self, mailbox: Mailbox) -> None:
         """Serve until cancelled."""
@@ -62,24 +58,24 @@ class StdinChannel(Actor):
             subshell_id=prompt.parent.subshell_id,
         )
         asked[request.header.msg_id] = _Asked(letter, prompt)
-        try:
-            self._socket.send_nowait(self._session.serialize_message(request))
-        except trio.WouldBlock:
+        if not self._clients.send(self._session.serialize_message(request)):
             del asked[request.header.msg_id]
             letter.fail(ConnectionError("the client doesn't read its stdin channel"))
 
     async def _receive_replies(self, asked: dict[str, _Asked]) -> None:
         while True:
-            frames = await self._socket.receive()
+            envelope = await self._clients.receive()
             try:
-                reply = self._receiver.receive(frames).open()
+                reply = envelope.open()
                 value = reply.field("value", str)
             except MalformedMessage as error:
-                _log.warning("dropped a message on the stdin channel: %s", error)
+                self._clients.drop(error.reason, str(error))
                 continue
             msg_id = _belongs_to(reply.parent_header, reply.idents, asked)
             if msg_id is None:
-                _log.warning("dropped an input_reply that nobody waits for")
+                self._clients.drop(
+                    DropReason.NOBODY_WAITS, "it is an input_reply that nobody waits for"
+                )
                 continue
             asked.pop(msg_id).letter.reply(value)
 

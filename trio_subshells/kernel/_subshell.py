@@ -36,6 +36,7 @@ from ._kernel import Kernel
 from ._messages import (
     Answer,
     AreYouReady,
+    Dropped,
     TakeWhatIsThere,
     ThatIsAll,
     WatchDeadline,
@@ -350,7 +351,7 @@ class Subshell(Actor):
                     partial(self._serve_comm, work), what=header.msg_type, raiser=self._raiser
                 )
             except MalformedMessage as error:
-                _log.warning("dropped a %s: %s", header.msg_type, error)
+                self._wiring.shell.tell_nowait(Dropped(error.reason, str(error)))
             except CellEnded as ended:
                 if ended.started:
                     _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
@@ -359,6 +360,7 @@ class Subshell(Actor):
                     _log.exception("a %s has failed", header.msg_type)
             finally:
                 self._output.status("idle", header)
+                self._wiring.shell.tell_nowait(Answer(work.key))
             self._comms_served += 1
             self._requests_wait.unpark()
             await trio.lowlevel.checkpoint()

@@ -25,6 +25,16 @@ from ._socket import bind_raw
 
 DEFAULT_SNDHWM = 100_000
 
+LARGEST_SUBSCRIPTION = 4096
+"""Bytes of what a client of an iopub device may send: subscriptions, and those are short. Each is
+queued for every publisher."""
+
+LARGEST_PING = 1 << 16
+"""Bytes of a frame that is echoed by a heartbeat device."""
+
+MOST_ECHOES = 1000
+"""Echoes that may wait for one client; all others are dropped."""
+
 
 @attrs.frozen
 class IOPubDevice:
@@ -107,7 +117,7 @@ async def open_iopub_device(
     An XSUB, on inproc, takes from the publishers of all threads; an XPUB, at `url`, gives to the
     clients and tells the publishers of every subscription, as the welcome of JEP 65 needs it. A
     client that is too slow loses messages once ``sndhwm`` (100,000 unless given) of them wait for
-    it.
+    it. One that sends more than a subscription is disconnected (``maxmsgsize``, 4096 bytes).
 
     At the end, close the publishers first: everything they have published by then goes out to the
     clients, for as long as the XPUB lingers (``linger``, in ms, 1000 unless given). The thread is
@@ -128,7 +138,12 @@ async def open_iopub_device(
         raise ValueError("xpub_nodrop would let one client that doesn't read stop the device")
     # VERBOSER tells of all who come, and also of all who go, of whom the XSUB passes on the last of
     # each topic. With mere VERBOSE its count would never come down again.
-    xpub_options: SocketOptions = {"sndhwm": DEFAULT_SNDHWM, **options, "xpub_verboser": True}
+    xpub_options: SocketOptions = {
+        "sndhwm": DEFAULT_SNDHWM,
+        "maxmsgsize": LARGEST_SUBSCRIPTION,
+        **options,
+        "xpub_verboser": True,
+    }
     publisher_url = f"inproc://iopub-{uuid.uuid4().hex}"
     control_url = f"{publisher_url}-control"
     with (
@@ -172,6 +187,8 @@ async def open_heartbeat_device(
 ) -> AsyncIterator[HeartbeatDevice]:
     """A thread that sends every message back to where it came from; to a REQ, it is a REP.
 
+    A client that sends more than 64 kB (``maxmsgsize``) at a time is disconnected.
+
     It has a ZMQ context, and so an I/O thread, to itself: heavy traffic on other channels doesn't
     delay it. (And it ends by the end of that context: a proxy from a socket to itself can't be
     steered with every build of libzmq 4.3.5, see its ``proxy.cpp``.)
@@ -189,7 +206,12 @@ async def open_heartbeat_device(
     """
     if options.get("router_mandatory"):
         raise ValueError("router_mandatory would let one client that has gone stop the device")
-    router_options: SocketOptions = {"linger": 0, **options}
+    router_options: SocketOptions = {
+        "linger": 0,
+        "maxmsgsize": LARGEST_PING,
+        "sndhwm": MOST_ECHOES,
+        **options,
+    }
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     try:

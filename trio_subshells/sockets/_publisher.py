@@ -26,6 +26,9 @@ from ._socket import Socket
 # How many messages a publisher sends before it throws away the notifications that nobody reads.
 DRAIN_INTERVAL = 256
 
+# How many notifications may wait for the one who reads them.
+MOST_NOTIFICATIONS = 100_000
+
 
 @attrs.frozen
 class Subscription:
@@ -143,7 +146,8 @@ def start_publisher(context: Context, publisher_url: str, *, notified: bool) -> 
         name=f"publisher to {publisher_url}",
         sndhwm=0,
         # Who doesn't read the notifications needs only those that one drain leaves behind.
-        rcvhwm=0 if notified else 1000,
+        # (If somebody subscribes faster than that, some get no welcome.)
+        rcvhwm=MOST_NOTIFICATIONS if notified else 1000,
         linger=0,
         xpub_verbose=notified,
     )

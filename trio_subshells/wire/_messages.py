@@ -208,6 +208,12 @@ class Envelope:
     _metadata: bytes = attrs.field(default=b"{}", repr=False)
     _content: bytes = attrs.field(default=b"{}", repr=False)
 
+    @property
+    def size(self) -> int:
+        """How many bytes there are in all its frames."""
+        signed = (self.header.raw, self._parent_header, self._metadata, self._content)
+        return sum(map(len, (*self.idents, *signed, *self.buffers)))
+
     def content_mentions(self, text: bytes) -> bool:
         """Whether `text` occurs anywhere in the unread content: if not, that saves opening it."""
         return text in self._content

@@ -35,6 +35,10 @@ PROTOCOL_VERSION: Final = "5.5"
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Binary data to send along with a message."""
 
+LARGEST_HEADER: Final = 1 << 20
+"""Bytes of a header that is received, or a parent header. Those that there are have some 200; and
+each is copied into everything that is said about its message."""
+
 _SIGNED_FRAMES: Final = 4
 _MISSING: Final = (
     "after the delimiter come a signature, a header, a parent header, metadata and content"
@@ -250,6 +254,12 @@ class Receiver:
             raise MalformedMessage(
                 MalformedReason.MISSING_FRAMES, f"{_MISSING}, but only {len(frames) - start} frames"
             )
+        for name, frame in zip(("header", "parent header"), signed, strict=False):
+            if len(frame) > LARGEST_HEADER:
+                raise MalformedMessage(
+                    MalformedReason.BAD_HEADER,
+                    f"the {name} has {len(frame)} bytes, and may have {LARGEST_HEADER}",
+                )
         digest = self._verify(frames[start], signed)
         header = Header.from_frame(signed[0])
         if digest and not self._replays.add(digest):
