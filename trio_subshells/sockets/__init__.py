@@ -12,6 +12,7 @@ from trio_subshells.actors import open_channel
 
 from ._context import Context, ContextStatistics, SocketsLeftOpenError, open_context
 from ._device import HeartbeatDevice, IOPubDevice, open_heartbeat_device, open_iopub_device
+from ._ipc import remove_ipc_files
 from ._options import SocketOptions
 from ._publisher import Publisher, PublisherStatistics, Subscription, open_publisher
 from ._socket import Socket, SocketStatistics
@@ -36,4 +37,5 @@ __all__ = [
     "open_heartbeat_device",
     "open_iopub_device",
     "open_publisher",
+    "remove_ipc_files",
 ]

@@ -163,7 +163,7 @@ async def open_iopub_device(
             await finish_publisher(publisher)
             # Only now may clients come. A subscription to a topic that somebody has subscribed to
             # before isn't repeated to a publisher that comes later, and so would get no welcome.
-            actual_url = bind_raw(xpub, url)
+            actual_url, file = bind_raw(xpub, url)
 
             def run() -> None:
                 zmq.proxy_steerable(xsub, xpub, None, control)
@@ -178,6 +178,8 @@ async def open_iopub_device(
                 publisher.close()
                 with suppress(zmq.ContextTerminated):  # then the thread knows already
                     steering.send(b"TERMINATE", zmq.NOBLOCK)
+                if file is not None:
+                    file.remove()
                 await thread.join()
 
 
@@ -216,7 +218,7 @@ async def open_heartbeat_device(
     router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     try:
         apply_options(router, zmq.SocketType.ROUTER, router_options)
-        actual_url = bind_raw(router, url)
+        actual_url, file = bind_raw(router, url)
     except BaseException:
         router.close()
         context.term()
@@ -236,6 +238,8 @@ async def open_heartbeat_device(
     finally:
         # It waits until the device's thread has closed the ROUTER, and so not in a trio task.
         end = _DeviceThread(f"end of heartbeat {actual_url}", context.term)
+        if file is not None:
+            file.remove()
         try:
             await thread.join()
         finally:

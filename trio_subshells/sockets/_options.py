@@ -87,5 +87,7 @@ def apply_options(raw: zmq.Socket[bytes], kind: zmq.SocketType, options: SocketO
             assert isinstance(value, int)
             check_linger(value)
         if not isinstance(value, (int, bytes)):
-            raise TypeError(f"socket option {name!r} takes an int, a bool or bytes, not {value!r}")
+            raise TypeError(  # without the value: it may be a key
+                f"socket option {name!r} takes an int, a bool or bytes, not {type(value).__name__}"
+            )
         raw.set(zmq.SocketOption[name.upper()], int(value) if isinstance(value, int) else value)

@@ -39,6 +39,7 @@ import trio
 import zmq
 
 from ._context import Context
+from ._ipc import IpcFile, is_ours_to_make, listening
 from ._options import SocketOptions, check_linger
 
 P = ParamSpec("P")
@@ -96,6 +97,7 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         self._descriptor = int(self._zmq.get(zmq.FD))
         self._closed = False
         self._bound: list[str] = []
+        self._files: dict[str, IpcFile] = {}  # of the addresses that are paths
         self._connected: list[str] = []
         self._sent = 0
         self._received = 0
@@ -113,6 +115,9 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
     def bind(self, url: str) -> str:
         """Bind to an address, and return the actual one.
 
+        The file of an ipc socket is this user's alone, and is removed when the socket is closed. It
+        takes the place of one that nobody listens at any more; of nothing else.
+
         Args:
             url: ``tcp://127.0.0.1:0`` (any free port), ``ipc:///a/path`` or ``ipc://*``,
                 ``inproc://a-name``.
@@ -121,8 +126,10 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
             ValueError: not an address.
             zmq.ZMQError: it can't be bound, for instance ``EADDRINUSE``; names the address.
         """
-        actual = self._call(bind_raw, self._zmq, url)
+        actual, file = self._call(bind_raw, self._zmq, url)
         self._bound.append(actual)
+        if file is not None:
+            self._files[actual] = file
         return actual
 
     def unbind(self, url: str) -> None:
@@ -130,6 +137,8 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         check_url(url)
         self._call(self._zmq.unbind, url)
         self._bound.remove(url)
+        if url in self._files:
+            self._files.pop(url).remove()
 
     def connect(self, url: str) -> None:
         """Connect to an address; at once if somebody is there, or as soon as they are.
@@ -349,6 +358,8 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
             trio.lowlevel.notify_closing(self._descriptor)
         self._parked.unpark_all()
         self._context._close_raw(self._zmq, linger_ms)
+        for file in self._files.values():
+            file.remove()
 
     async def aclose(self) -> None:
         """Close the socket as `close` does. A checkpoint."""
@@ -409,13 +420,24 @@ def check_url(url: str) -> None:
         )
 
 
-def bind_raw(raw: zmq.Socket[bytes], url: str) -> str:
-    """Bind a pyzmq socket and return the actual address, without wildcards."""
+def bind_raw(raw: zmq.Socket[bytes], url: str) -> tuple[str, IpcFile | None]:
+    """Bind a pyzmq socket; return the actual address, without wildcards, and the file if it is one.
+
+    Whoever closes the socket removes the file.
+    """
     check_url(url)
-    raw.bind(url)
+    if is_ours_to_make(url):
+        with listening(url) as (listener, file):
+            raw.set(zmq.USE_FD, listener.fileno())
+            raw.bind(url)
+            listener.detach()  # it is libzmq's now
+        raw.set(zmq.USE_FD, -1)
+    else:
+        file = None
+        raw.bind(url)
     actual = raw.get(zmq.LAST_ENDPOINT)
     assert isinstance(actual, bytes)
-    return actual.rstrip(b"\0").decode()
+    return actual.rstrip(b"\0").decode(), file
 
 
 def check_frames(frames: Sequence[bytes]) -> None:
