@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jupyter_client.connect import ConnectionFileMixin, write_connection_file
 
-from trio_subshells.wire import CHANNELS, ConnectionInfo, InvalidConnectionInfo
+from trio_subshells.wire import (
+    CHANNELS,
+    ConnectionInfo,
+    InvalidConnectionInfo,
+    read_startup_file,
+)
 
 PORTS = {f"{name}_port": 5000 + n for n, name in enumerate(CHANNELS)}
 CURVE = {"curve_publickey": "p" * 40, "curve_secretkey": "s" * 40}
@@ -73,9 +79,9 @@ def test_a_new_local_connection_has_a_key_of_its_own() -> None:
 
 def test_no_secret_is_shown() -> None:
     shown = repr(ConnectionInfo.from_dict(FIELDS | CURVE))
-    assert "secret" not in shown.replace("curve_secretkey", "")
+    assert "secret" not in shown
     assert "s" * 40 not in shown
-    assert "p" * 40 in shown
+    assert "p" * 40 not in shown, "with the public key alone one can listen on iopub"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +103,7 @@ def test_no_secret_is_shown() -> None:
         ({"curve_publickey": "p" * 40}, "curve_publickey and curve_secretkey come together"),
         (CURVE | {"curve_secretkey": "short"}, "curve_secretkey must be 40 ASCII characters"),
         (CURVE | {"curve_publickey": "é" * 20}, "curve_publickey must be 40 ASCII characters"),
-        ({"registration_port": 1}, "registration file.*isn't supported"),
+        ({"registration_port": 1}, "this is a registration file"),
     ],
 )
 def test_a_wrong_field_is_named(change: dict[str, Any], words: str) -> None:
@@ -116,7 +122,7 @@ def test_missing_ports_are_named() -> None:
     [
         (b"", "it isn't a JSON file: Expecting value"),
         (b"\xff\xff", "it isn't a JSON file: "),
-        (b"[1]", r"connection info must be a JSON object, not \[1\]"),
+        (b'["the key"]', "connection info must be a JSON object, not list"),
         (b"{}", "connection info must have shell_port, iopub_port"),
         (b"[" * 100_000, "it isn't a JSON file: "),
     ],
@@ -145,6 +151,73 @@ def test_any_json_object_is_read_or_refused_in_words(change: dict[str, Any]) -> 
         assert any(name in words for name in change), "which field was it?"
     else:
         assert ConnectionInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
+
+
+@pytest.mark.parametrize("text", ['{"key": "the-key",', '["the-key"]', '{"key": "the-key"}'])
+def test_no_key_is_in_what_is_said_of_a_bad_file(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    path.write_text(text)
+    path.chmod(0o600)
+    for read in (ConnectionInfo.from_file, read_startup_file):
+        with pytest.raises(InvalidConnectionInfo) as caught:
+            read(path)
+        assert "the-key" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes say who can read only on POSIX")
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
+def test_a_file_that_is_open_to_others_is_read_with_a_warning(
+    mode: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a kernel.json"
+    info = ConnectionInfo.from_dict(FIELDS | CURVE)
+    info.write_file(path)
+    assert ConnectionInfo.from_file(path) == info
+    assert caplog.messages == []
+    path.chmod(mode)
+    assert ConnectionInfo.from_file(path) == info
+    (said,) = caplog.messages
+    assert said.startswith(f"{path} is open to other users (mode {mode:03o})")
+    assert said.endswith(f"chmod 600 '{path}'")
+    assert caplog.records[0].levelname == "WARNING"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files have owners with numbers only on POSIX")
+def test_a_file_of_another_user_is_read_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "kernel.json"
+    ConnectionInfo.from_dict(FIELDS).write_file(path)
+    owner = os.geteuid()
+    if owner == 0:  # nobody minds what root has, so let it be somebody
+        owner = 12_345
+        os.chown(path, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    ConnectionInfo.from_file(path)
+    (said,) = caplog.messages
+    assert f"{path} belongs to another user (uid {owner})" in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes say who can read only on POSIX")
+def test_it_is_private_before_the_key_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the umask, there is no moment at which somebody else could open it."""
+    modes = []
+    fdopen = os.fdopen
+
+    def look(handle: int, *args: Any, **options: Any) -> Any:
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        return fdopen(handle, *args, **options)
+
+    monkeypatch.setattr(os, "fdopen", look)
+    before = os.umask(0)
+    try:
+        ConnectionInfo.from_dict(FIELDS).write_file(tmp_path / "kernel.json")
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert stat.S_IMODE((tmp_path / "kernel.json").stat().st_mode) == 0o600
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes say who can read only on POSIX")

@@ -92,7 +92,7 @@ def test_a_header_says_who_and_when() -> None:
     before = dt.datetime.now(dt.UTC)
     header = session.header("status")
     after = dt.datetime.now(dt.UTC)
-    assert (header.username, header.session, header.version) == ("me", "this one", "5.5")
+    assert (header.username, header.session, header.version) == ("me", "this one", "5.6")
     assert header.date.endswith("Z")
     assert before <= dt.datetime.fromisoformat(header.date) <= after
     assert WireSession(KEY).session_id != WireSession(KEY).session_id

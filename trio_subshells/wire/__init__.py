@@ -13,7 +13,8 @@ every thread may use; its receiving side is one `Receiver`, made by the session:
     )
 
 Whatever is wrong with what arrives is a `MalformedMessage`. What can't be sent is an `EncodeError`.
-`ConnectionInfo` is the file that tells both sides where to meet.
+`ConnectionInfo` is the file that tells both sides where to meet; with a `RegistrationInfo`, the
+kernel chooses that, and tells.
 
 Everything is synchronous: nothing blocks, nothing is a checkpoint, and nothing needs to be closed.
 """
@@ -30,6 +31,8 @@ from ._messages import Envelope as Envelope
 from ._messages import Header as Header
 from ._messages import JSONObject as JSONObject
 from ._messages import Message as Message
+from ._registration import RegistrationInfo as RegistrationInfo
+from ._registration import read_startup_file as read_startup_file
 from ._session import DELIMITER as DELIMITER
 from ._session import PROTOCOL_VERSION as PROTOCOL_VERSION
 from ._session import Buffer as Buffer
@@ -52,6 +55,8 @@ __all__ = [
     "MalformedReason",
     "Message",
     "Receiver",
+    "RegistrationInfo",
     "WireSession",
     "encode",
+    "read_startup_file",
 ]

@@ -29,8 +29,9 @@ from ._signing import ReplayMemory, Signer
 DELIMITER: Final = b"<IDS|MSG>"
 """The frame between the idents and the message."""
 
-PROTOCOL_VERSION: Final = "5.5"
-"""The version of the messaging protocol in every header made here: the one with subshells."""
+PROTOCOL_VERSION: Final = "5.6"
+"""The version of the messaging protocol in every header made here. Since 5.5 it has subshells; all
+that 5.6 adds is the registration file (see `RegistrationInfo`)."""
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Binary data to send along with a message."""
