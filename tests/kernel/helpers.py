@@ -182,6 +182,10 @@ class Client:
         self._receiver = self.session.receiver()
         self.sockets: dict[Channel, Socket] = {}
         options: SocketOptions = {"ipv6": True, "linger": 0}
+        if connection.curve_publickey is not None and connection.curve_secretkey is not None:
+            options["curve_serverkey"] = connection.curve_publickey
+            options["curve_publickey"] = connection.curve_publickey
+            options["curve_secretkey"] = connection.curve_secretkey
         for channel in ("shell", "control", "stdin"):
             socket = context.socket(zmq.DEALER, name=channel, identity=identity, **options)
             self.sockets[channel] = socket

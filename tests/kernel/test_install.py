@@ -9,10 +9,13 @@ from typing import Any
 
 import jupyter_core.paths
 import pytest
+import zmq
 from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
 
 from trio_subshells.kernel import install_kernelspec, uninstall_kernelspec
-from trio_subshells.kernel._install import kernels_dir, user_data_dir
+from trio_subshells.kernel._install import kernels_dir, runtime_dir, user_data_dir
+from trio_subshells.wire import PROTOCOL_VERSION
 
 SPEC: dict[str, Any] = {
     "argv": [sys.executable, "kernel.py", "-f", "{connection_file}"],
@@ -23,7 +26,14 @@ SPEC: dict[str, Any] = {
 }
 VARIABLES = [
     *("JUPYTER_DATA_DIR", "JUPYTER_PLATFORM_DIRS", "JUPYTER_PREFER_ENV_PATH", "JUPYTER_CONFIG_DIR"),
-    *("JUPYTER_NO_CONFIG", "XDG_DATA_HOME", "APPDATA", "LOCALAPPDATA", "CONDA_PREFIX"),
+    *(
+        "JUPYTER_RUNTIME_DIR",
+        "JUPYTER_NO_CONFIG",
+        "XDG_DATA_HOME",
+        "APPDATA",
+        "LOCALAPPDATA",
+        "CONDA_PREFIX",
+    ),
 ]
 
 
@@ -53,7 +63,38 @@ def test_jupyter_reads_what_was_installed(tmp_path: Path) -> None:
         "some",
     )
     assert spec.interrupt_mode == "message"
-    assert spec.metadata == {"debugger": False, "trio_subshells": True}
+    assert spec.metadata == {
+        "debugger": False,
+        "trio_subshells": True,
+        "supported_encryption": ["curve"],
+    }
+    assert spec.kernel_protocol_version == PROTOCOL_VERSION
+
+
+def test_jupyter_knows_that_it_can_be_encrypted(tmp_path: Path) -> None:
+    """This is how jupyter_client decides whether to provide keys, and refuses to start a kernel."""
+    directory = install_kernelspec("some", SPEC, prefix=tmp_path)
+    specs = KernelSpecManager(kernel_dirs=[str(directory.parent)])
+    manager = KernelManager(kernel_name="some", kernel_spec_manager=specs)
+    assert manager._kernel_supports_curve_encryption()
+
+
+def test_what_the_author_says_of_it_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {
+        "kernel_protocol_version": "5.3",
+        "metadata": {"supported_encryption": ["rot13"], "debugger": True},
+    }
+    directory = install_kernelspec("some", SPEC | own, prefix=tmp_path)
+    written = json.loads((directory / "kernel.json").read_text())
+    assert written["kernel_protocol_version"] == "5.3"
+    assert written["metadata"]["supported_encryption"] == ["rot13"]
+    assert written["metadata"]["debugger"] is True
+    monkeypatch.setattr(zmq, "has", lambda capability: capability != "curve")
+    directory = install_kernelspec("some", SPEC, prefix=tmp_path)
+    written = json.loads((directory / "kernel.json").read_text())
+    assert "supported_encryption" not in written["metadata"]
 
 
 def test_resources_lie_beside_it(tmp_path: Path) -> None:
@@ -151,6 +192,7 @@ def test_one_place_at_most(tmp_path: Path) -> None:
     [
         {},
         {"JUPYTER_DATA_DIR": "elsewhere"},
+        {"JUPYTER_RUNTIME_DIR": "elsewhere"},
         {"XDG_DATA_HOME": "xdg"},
         {"APPDATA": "roaming"},
         {"JUPYTER_CONFIG_DIR": "config"},
@@ -166,6 +208,7 @@ def test_user_data_is_where_jupyter_core_has_it(
         monkeypatch.setenv(variable, str(tmp_path / value) if path else value)
     monkeypatch.setattr(sys, "platform", platform)
     assert str(user_data_dir()) == jupyter_core.paths.jupyter_data_dir()
+    assert str(runtime_dir()) == jupyter_core.paths.jupyter_runtime_dir()
 
 
 def test_platform_directories_are_where_jupyter_core_has_them(
@@ -174,6 +217,7 @@ def test_platform_directories_are_where_jupyter_core_has_them(
     # platformdirs decides when it is imported: only the platform of the tests can be compared
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     assert str(user_data_dir()) == jupyter_core.paths.jupyter_data_dir()
+    assert str(runtime_dir()) == jupyter_core.paths.jupyter_runtime_dir()
 
 
 @pytest.mark.parametrize("prefers", ["0", "1"])

@@ -25,7 +25,7 @@ async def test_without_the_author_s_consent_nothing_is_advertised(channel: str) 
         async with served(kernel) as here:
             request = here.client.request("kernel_info_request", channel=channel)  # type: ignore[arg-type]
             info = await request.done()
-            assert (info["supported_features"], info["protocol_version"]) == (features, "5.5")
+            assert (info["supported_features"], info["protocol_version"]) == (features, "5.6")
 
 
 async def test_a_kernel_without_subshells_doesn_t_know_their_requests() -> None:

@@ -17,7 +17,7 @@ from ._client import PATIENCE, Client, Kernel
 def test_kernel_info_says_what_the_kernel_is(client: Client) -> None:
     for channel in ("shell", "control"):
         info = client.request("kernel_info_request", channel=channel).ok()
-        assert info["protocol_version"].startswith("5.5")
+        assert info["protocol_version"].startswith("5.6")
         assert "kernel subshells" in info["supported_features"]
         assert info["implementation"]
         assert info["implementation_version"]

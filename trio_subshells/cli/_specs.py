@@ -14,7 +14,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_core.paths import jupyter_path
 
 from ..ipython import IPythonKernel
-from ..kernel._install import MARK
+from ..kernel._install import MARK, with_abilities
 from ._console import CommandError
 
 NAME = "trio-python"
@@ -32,11 +32,13 @@ def trio_python(display_name: str = DISPLAY_NAME) -> dict[str, Any]:
             "the kernel needs IPython, which is not installed in this environment; "
             "this installs it: pip install 'trio-subshells[cli,ipython]'"
         )
-    return {
-        **IPythonKernel.kernelspec,
-        "argv": [sys.executable, "-m", "trio_subshells", "-f", "{connection_file}"],
-        "display_name": display_name,
-    }
+    return with_abilities(
+        {
+            **IPythonKernel.kernelspec,
+            "argv": [sys.executable, "-m", "trio_subshells", "-f", "{connection_file}"],
+            "display_name": display_name,
+        }
+    )
 
 
 class OwnKernelSpecManager(KernelSpecManager):

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from ._cell import Cell
 from ._drops import DropCount, DropReason
-from ._errors import SubshellUnjoinable, UnknownSubshell
+from ._errors import RegistrationFailed, SubshellUnjoinable, UnknownSubshell
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
 from ._life import SubshellState, SubshellStatistics
@@ -90,6 +90,7 @@ __all__ = [
     "KernelStatistics",
     "LanguageInfo",
     "MimeBundle",
+    "RegistrationFailed",
     "Request",
     "RunningKernel",
     "SubshellHandle",

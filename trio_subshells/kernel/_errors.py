@@ -12,3 +12,10 @@ class SubshellUnjoinable(TimeoutError):
 
     It takes no requests any more, and is joined as soon as that call returns.
     """
+
+
+class RegistrationFailed(TimeoutError):
+    """A kernel that was started with a registration file has told its ports, and nobody said yes.
+
+    It is of no use then, and ends (JEP 66).
+    """

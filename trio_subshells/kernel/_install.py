@@ -19,6 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import zmq
+
+from ..wire import PROTOCOL_VERSION
+
 MARK = "trio_subshells"
 """What a kernelspec's metadata has if we wrote it: by it, `trio-subshells list` knows it again."""
 
@@ -36,6 +40,8 @@ def install_kernelspec(
     resources: Path | None = None,
 ) -> Path:
     """Write a kernelspec, in place of one that may be there under the same name.
+
+    What every kernel of this package can do is added to it, see `with_abilities`.
 
     Where it goes is said by at most one of `prefix`, `user` and `sys_prefix`; see `kernels_dir`.
 
@@ -57,7 +63,8 @@ def install_kernelspec(
     """
     directory = kernels_dir(prefix=prefix, user=user, sys_prefix=sys_prefix) / _checked_name(name)
     _check_spec(spec)
-    marked = {**spec, "metadata": {**spec.get("metadata", {}), MARK: True}}
+    able = with_abilities(spec)
+    marked = {**able, "metadata": {**able["metadata"], MARK: True}}
     text = json.dumps(marked, indent=2) + "\n"
     _remove(directory)
     if resources is None:
@@ -68,6 +75,21 @@ def install_kernelspec(
     # Last: a folder without kernel.json is no kernelspec, so Jupyter never sees half of one.
     (directory / "kernel.json").write_text(text, encoding="utf-8")
     return directory
+
+
+def with_abilities(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a kernelspec that also says what Jupyter has to know before it starts the kernel.
+
+    That is which encryption the connection file may ask for (JEP 145), and since which version of
+    the protocol a registration file may take its place (JEP 66). What the spec says of that itself
+    remains.
+    """
+    encryption = {"supported_encryption": ["curve"]} if zmq.has("curve") else {}
+    return {
+        "kernel_protocol_version": PROTOCOL_VERSION,
+        **spec,
+        "metadata": {**encryption, **spec.get("metadata", {})},
+    }
 
 
 def uninstall_kernelspec(
@@ -143,6 +165,12 @@ def user_data_dir() -> Path:
             return (Path(environ["APPDATA"]) / "jupyter").resolve()
         return Path(environ.get("JUPYTER_CONFIG_DIR") or home / ".jupyter") / "data"
     return Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share") / "jupyter"
+
+
+def runtime_dir() -> Path:
+    """Return where connection files are, as ``jupyter_core.paths.jupyter_runtime_dir`` does."""
+    told = os.environ.get("JUPYTER_RUNTIME_DIR")
+    return Path(told) if told else user_data_dir() / "runtime"
 
 
 def _prefers_environment() -> bool:

@@ -14,7 +14,8 @@ from typing import Any, Final, NoReturn
 import trio
 import zmq
 
-from ..wire import ConnectionInfo, InvalidConnectionInfo
+from ..sockets import remove_ipc_files
+from ..wire import InvalidConnectionInfo, read_startup_file
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
 from ._open import serve
@@ -38,8 +39,8 @@ def main(
 ) -> NoReturn:
     """Run a kernel author's program; in the main thread. It ends by `SystemExit`.
 
-    ``-f FILE`` serves the kernel at a connection file, ``install`` and ``uninstall`` let Jupyter
-    know it. SIGINT interrupts what runs, in every subshell.
+    ``-f FILE`` serves the kernel at a connection file, or as a registration file says; ``install``
+    and ``uninstall`` let Jupyter know it. SIGINT interrupts what runs, in every subshell.
 
     Args:
         make_kernel: the `Kernel` subclass, or a function that makes the kernel.
@@ -68,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         description="A Jupyter kernel.",
     )
     parser.add_argument(
-        "-f", dest="connection_file", metavar="FILE", help="connection file, as Jupyter writes it"
+        "-f",
+        dest="connection_file",
+        metavar="FILE",
+        help="connection file or registration file, as Jupyter writes it",
     )
     parser.add_argument("--debug", action="store_true", help="log what happens, to stderr")
     actions = parser.add_subparsers(title="commands", dest="action", prog=program)
@@ -153,7 +157,7 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
         level=logging.DEBUG if options.debug else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    connection = ConnectionInfo.from_file(options.connection_file)
+    connection = read_startup_file(options.connection_file)
     sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
     raiser = SignalRaiser()
     interrupter = _Interrupter()
@@ -201,4 +205,5 @@ async def _leave_by_force() -> None:
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
             stream.flush()
+    remove_ipc_files()
     os._exit(0)

@@ -13,12 +13,14 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
+import zmq
+from trio_util import move_on_when
 
 from ..actors import (
     ActorRef,
@@ -29,7 +31,15 @@ from ..actors import (
     open_system,
 )
 from ..sockets import Context, InprocTransport, SocketOptions, open_context
-from ..wire import Channel, ConnectionInfo, WireSession
+from ..wire import (
+    CHANNELS,
+    Channel,
+    ConnectionInfo,
+    InvalidConnectionInfo,
+    RegistrationInfo,
+    WireSession,
+    read_startup_file,
+)
 from ._guard import Raiser, SubshellGuards
 from ._io import IOThread, ports_of
 from ._kernel import Kernel
@@ -44,6 +54,7 @@ from ._messages import (
 )
 from ._nest import Nest
 from ._raisers import AsyncRaiser
+from ._registration import REGISTRATION_TIMEOUT, connection_file, register
 from ._running import RunningKernel
 from ._subshell import Subshell
 from ._types import SubshellInfo
@@ -202,19 +213,44 @@ def _addresses(connection: ConnectionInfo | None) -> tuple[dict[Channel, str], S
         return {channel: f"{base}-{channel}" for channel in channels}, {}
     options: SocketOptions = {}
     if connection.curve_secretkey is not None:
+        _check_curve(connection, connection.curve_secretkey)
         options["curve_server"] = True
         options["curve_secretkey"] = connection.curve_secretkey
+    elif connection.transport == "tcp":
+        _log.info(
+            "clients connect without encryption: other users of this machine can listen on iopub. "
+            "Jupyter provides keys with transport_encryption='auto'; ipc is another way"
+        )
     if ":" in connection.ip:
         options["ipv6"] = True
-    return {channel: connection.url(channel) for channel in _CHANNELS}, options
+    return {channel: connection.url(channel) for channel in CHANNELS}, options
 
 
-_CHANNELS: tuple[Channel, ...] = ("shell", "iopub", "stdin", "control", "hb")
+def _check_curve(connection: ConnectionInfo, secret: bytes) -> None:
+    """Refuse keys that no client could connect with; libzmq would say nothing, or hardly anything.
+
+    A client needs no key of its own to be let in: what it has to have is the public one, which is
+    as secret as the file that it is in (JEP 145).
+    """
+    if not zmq.has("curve"):
+        raise InvalidConnectionInfo(
+            "the connection is to be encrypted (it has a curve_secretkey), and this libzmq "
+            f"{zmq.zmq_version()} can't: install a pyzmq that was built with CURVE, as those of "
+            "PyPI and conda-forge are, or start the kernel with transport_encryption='disabled'"
+        )
+    try:
+        public = zmq.curve_public(secret)
+    except zmq.ZMQError:
+        raise InvalidConnectionInfo("curve_secretkey must be a CurveZMQ key in Z85") from None
+    if public != connection.curve_publickey:
+        raise InvalidConnectionInfo(
+            "curve_publickey must be the one that belongs to curve_secretkey"
+        )
 
 
 def _with_free_paths(connection: ConnectionInfo) -> ConnectionInfo:
     """With ipc, a port is the end of a path: give each 0 a number that no file has yet."""
-    ports = {f"{channel}_port": getattr(connection, f"{channel}_port") for channel in _CHANNELS}
+    ports = {f"{channel}_port": getattr(connection, f"{channel}_port") for channel in CHANNELS}
     numbers = itertools.count(1)
     for name, port in ports.items():
         if port == 0:
@@ -237,12 +273,13 @@ def _actual(
 
 async def serve(
     kernel: Kernel,
-    connection: ConnectionInfo | str | os.PathLike[str],
+    connection: ConnectionInfo | RegistrationInfo | str | os.PathLike[str],
     *,
     task_status: trio.TaskStatus[RunningKernel] = trio.TASK_STATUS_IGNORED,
     make_raiser: Callable[[], Raiser] = AsyncRaiser,
     on_unjoinable: Callable[[], Awaitable[None]] | None = None,
     until: Callable[[], Awaitable[None]] = trio.sleep_forever,
+    registration_timeout: float = REGISTRATION_TIMEOUT,
 ) -> None:
     """Serve a kernel to clients until one of them shuts it down; for ``nursery.start`` as well.
 
@@ -250,41 +287,80 @@ async def serve(
 
     Args:
         kernel: the author's object.
-        connection: a connection file, or what would be in it. A file that isn't there is written,
-            with free ports and a new key, and removed at the end.
+        connection: a connection file or a registration file, or what would be in it. A file that
+            isn't there is written, as a connection file with free ports and a new key, and removed
+            at the end. With a registration file, the kernel chooses its ports, tells them, and
+            writes a connection file for other clients where Jupyter keeps them.
         task_status: started with the `RunningKernel`, once clients can connect.
         make_raiser: see `open_kernel`.
         on_unjoinable: see `open_kernel`.
         until: see `open_kernel`.
+        registration_timeout: seconds to wait until the registration is acknowledged.
 
     Raises:
-        InvalidConnectionInfo: the file isn't a connection file; it says what is wrong.
+        InvalidConnectionInfo: the file is neither of the two; it says what is wrong.
+        RegistrationFailed: nobody acknowledged the registration.
         zmq.ZMQError: an address can't be bound; it says which.
     """
     info, path = _read_or_plan(connection, kernel.implementation)
+    registration = info if isinstance(info, RegistrationInfo) else None
     async with open_kernel(
         kernel,
-        info,
+        info.connection() if isinstance(info, RegistrationInfo) else info,
         make_raiser=make_raiser,
         on_unjoinable=on_unjoinable,
         until=until,
     ) as running:
-        try:
-            if path is not None and running.connection is not None:
-                running.connection.write_file(path)
+        assert running.connection is not None
+        async with AsyncExitStack() as stack:
+            if path is not None:
+                stack.enter_context(_written(running.connection, path))
+            if registration is not None:
+                # If whoever started the kernel has gone, nobody will acknowledge it.
+                async with move_on_when(running.wait_closed):
+                    await register(registration, running.connection, timeout=registration_timeout)
+                stack.enter_context(_written_for_others(running.connection, registration))
             task_status.started(running)
             await running.wait_closed()
-        finally:
-            if path is not None:
-                path.unlink(missing_ok=True)
 
 
 def _read_or_plan(
-    connection: ConnectionInfo | str | os.PathLike[str], kernel_name: str
-) -> tuple[ConnectionInfo, Path | None]:
+    connection: ConnectionInfo | RegistrationInfo | str | os.PathLike[str], kernel_name: str
+) -> tuple[ConnectionInfo | RegistrationInfo, Path | None]:
     """Where to listen, and the file that is to be written, if there is none yet."""
-    if isinstance(connection, ConnectionInfo):
+    if isinstance(connection, ConnectionInfo | RegistrationInfo):
         return connection, None
     if Path(connection).exists():
-        return ConnectionInfo.from_file(connection), None
+        return read_startup_file(connection), None
     return ConnectionInfo.local(kernel_name=kernel_name), Path(connection)
+
+
+@contextmanager
+def _written(connection: ConnectionInfo, path: Path) -> Iterator[None]:
+    """Write a connection file; remove it at the end, if it is still this one."""
+    connection.write_file(path)
+    path = path.absolute()
+    written = path.stat()
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), written):
+                path.unlink()
+
+
+@contextmanager
+def _written_for_others(
+    connection: ConnectionInfo, registration: RegistrationInfo
+) -> Iterator[None]:
+    """The connection file of a registered kernel, which serves its owner also without one."""
+    path = connection_file(registration)
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            stack.enter_context(_written(connection, path))
+        except OSError as error:
+            _log.warning(
+                "other clients won't find this kernel: %s can't be written: %s", path, error
+            )
+        yield
