@@ -92,23 +92,38 @@ class ClientSocket:
         Cancelled, it may have taken one.
         """
         while True:
-            frames = await self._socket.receive()
             try:
-                if sum(map(len, frames)) < LARGE_MESSAGE:
-                    return self._checked(self._receiver.receive(frames))
-                return self._checked(await self._receive_large(frames))
+                # No variable holds the frames: a large message that was dropped would wait in it
+                # for the next one.
+                return self._checked(await self._verified(await self._socket.receive()))
             except MalformedMessage as error:
                 self.drop(error.reason, str(error))
             except _NotForHere as error:
                 self.drop(DropReason.NOT_A_REQUEST, str(error))
 
-    async def _receive_large(self, frames: list[bytes]) -> Envelope:
+    async def _verified(self, frames: list[bytes]) -> Envelope:
+        if sum(map(len, frames)) < LARGE_MESSAGE:
+            return self._receiver.receive(frames)
         done = self.verifying = trio.Event()
         try:
-            return await trio.to_thread.run_sync(self._receiver.receive, frames)
+            verified = await trio.to_thread.run_sync(self._verify, frames)
         finally:
             self.verifying = None
             done.set()  # wakes nobody before the caller has dealt with the message
+        if isinstance(verified, Envelope):
+            return verified
+        raise MalformedMessage(*verified)
+
+    def _verify(self, frames: list[bytes]) -> Envelope | tuple[Any, ...]:
+        """Verify in another thread; an error's arguments are returned instead of its being raised.
+
+        On its way out of that thread it would get into its own traceback, and the frames with it: a
+        cycle, whose megabytes stay until the garbage collector happens to pass by.
+        """
+        try:
+            return self._receiver.receive(frames)
+        except MalformedMessage as error:
+            return error.args
 
     def receive_nowait(self) -> Envelope:
         """The next message that has arrived. Not while one is being verified: that came before it.

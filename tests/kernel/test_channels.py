@@ -1,0 +1,80 @@
+"""What the actors that serve clients have in common."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import pytest
+import trio
+
+from trio_subshells.kernel._channels import LARGE_MESSAGE, ClientSocket
+from trio_subshells.kernel._drops import Drops
+from trio_subshells.wire import WireSession
+
+
+class Frame(bytes):
+    """A frame that tells when it is gone; bytes take no weak references."""
+
+    when_gone: Callable[[], object]
+
+    def __del__(self) -> None:
+        self.when_gone()  # in whatever thread was the last to know it
+
+
+class OneMessage:
+    """A ROUTER on which one message arrives, and then no more."""
+
+    def __init__(self, frames: list[bytes]) -> None:
+        self._frames: list[bytes] | None = frames
+        self.waiting = trio.Event()
+
+    async def receive(self) -> list[bytes]:
+        frames, self._frames = self._frames, None
+        if frames is None:
+            self.waiting.set()
+            await trio.sleep_forever()
+            raise AssertionError
+        return frames
+
+    def receive_nowait(self) -> list[bytes]:
+        raise trio.WouldBlock
+
+    def send_nowait(self, frames: Sequence[bytes]) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Only what nobody refers to any more goes."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("length", [LARGE_MESSAGE, 1000], ids=["large", "small"])
+@pytest.mark.parametrize(
+    "head",
+    [[], [b"<IDS|MSG>"], [b"<IDS|MSG>", b"no signature", b"{}", b"{}", b"{}"]],
+    ids=["no delimiter", "frames missing", "wrong signature"],
+)
+async def test_a_dropped_message_is_not_kept(
+    without_collector: None, length: int, head: list[bytes]
+) -> None:
+    gone = trio.Event()
+    frame = Frame(length)
+    frame.when_gone = partial(trio.lowlevel.current_trio_token().run_sync_soon, gone.set)
+    socket = OneMessage([b"client", *head, frame])
+    del frame
+    drops = Drops()
+    clients = ClientSocket("shell", socket, WireSession(b"key").receiver(), drops)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(clients.receive)
+        with trio.fail_after(60):
+            await socket.waiting.wait()
+        assert [each.count for each in drops.counts()] == [1]
+        with trio.fail_after(60):
+            await gone.wait()
+        nursery.cancel_scope.cancel()
