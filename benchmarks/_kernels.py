@@ -188,6 +188,11 @@ class RunningKernel:
         """The ``language_info.name`` of the kernel."""
         return str(self.info.get("language_info", {}).get("name", ""))
 
+    @property
+    def pid(self) -> int:
+        """Of the kernel's process."""
+        return self._process.pid
+
     def resident_megabytes(self) -> float:
         """Return the resident memory of the process and of its children, in MB (10⁶ bytes)."""
         family = self._family()

@@ -784,3 +784,37 @@ async def test_the_transport_serves_every_thread_of_the_tree() -> None:
         assert steps == ["attach", "open", "close", "detach"]
     assert [what for what, thread in log if thread == home] == ["attach", "detach"]
     assert len(log) == 3 * 4 + 2
+
+
+async def test_a_supervisor_may_have_a_transport_of_its_own() -> None:
+    log: list[str] = []
+
+    class Named(TrioTransport):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def open_bell(self) -> Bell:
+            log.append(f"{self.name} bell")
+            return super().open_bell()
+
+        @contextmanager
+        def attach(self) -> Iterator[None]:
+            log.append(f"{self.name} thread")
+            yield
+
+    class Parent(Actor):
+        async def run(self, mailbox: Mailbox) -> None:
+            async with open_supervisor(transport=Named("inner")) as supervisor:
+                child = await supervisor.spawn(
+                    Family(ThreadHost()), name="child", host=ThreadHost()
+                )
+                async for letter in mailbox:
+                    letter.reply(await child.ask(letter.message, timeout=60))
+
+    with trio.fail_after(60):
+        async with open_system(transport=Named("outer")) as system:
+            parent = await system.spawn(Parent(), name="parent", host=ThreadHost())
+            await parent.ask(Where(), timeout=60)
+    # The parent is woken as its system is; the three beneath it are not, grandchildren included.
+    assert log[:3] == ["outer thread", "outer thread", "outer bell"]
+    assert sorted(log[3:]) == ["inner bell"] * 3 + ["inner thread"] * 3

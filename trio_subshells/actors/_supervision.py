@@ -406,10 +406,14 @@ async def open_system(
 
 
 @asynccontextmanager
-async def open_supervisor() -> AsyncIterator[Supervisor]:
+async def open_supervisor(*, transport: Transport | None = None) -> AsyncIterator[Supervisor]:
     """A scope for the children of the actor that calls it; a parent outlives its children.
 
     Leaving the block cancels them, waits for them, and joins their threads.
+
+    Args:
+        transport: how they, and what lives beneath them, are woken; by default as the actor is.
+            The threads that it starts are attached to this transport only.
 
     Raises:
         RuntimeError: the caller isn't an actor; the root of a tree is made by `open_system`.
@@ -420,7 +424,7 @@ async def open_supervisor() -> AsyncIterator[Supervisor]:
             "open_supervisor() is for the inside of an actor's run(); "
             "outside of one, open_system() makes a new tree"
         )
-    async with _open(place.node, place.transport) as supervisor:
+    async with _open(place.node, transport or place.transport) as supervisor:
         yield supervisor
 
 

@@ -160,6 +160,9 @@ def start(
         Path | None,
         Parameter(name=["-f", "--file"], help="The connection file, as Jupyter writes it."),
     ] = None,
+    max_subshells: Annotated[
+        int | None, Parameter(help="How many subshells there may be at once; 0 for none.")
+    ] = None,
 ) -> None:
     """Start the kernel here, until a client shuts it down.
 
@@ -168,7 +171,11 @@ def start(
     """
     from ._start import start as start_here
 
-    start_here(make_console(), file)
+    if max_subshells is not None and max_subshells < 0:
+        raise CommandError(
+            f"--max-subshells takes a number of subshells, 0 or more, not {max_subshells}"
+        )
+    start_here(make_console(), file, max_subshells)
 
 
 @app.command(name="run")

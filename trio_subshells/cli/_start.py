@@ -17,14 +17,15 @@ from . import _specs
 from ._console import CommandError
 
 
-def start(console: Console, file: Path | None) -> None:
+def start(console: Console, file: Path | None, max_subshells: int | None) -> None:
     """Serve the IPython kernel at a connection file; it ends in `SystemExit`.
 
     Without a file, one is written where Jupyter's clients look, and removed at the end.
     """
     _specs.trio_python()  # says what is missing, if something is
+    options = [] if max_subshells is None else ["--max-subshells", str(max_subshells)]
     if file is not None:
-        main(IPythonKernel, ["-f", str(file)])
+        main(IPythonKernel, ["-f", str(file), *options])
     directory = Path(jupyter_runtime_dir())
     own = directory / f"kernel-{uuid.uuid4().hex[:8]}.json"
     try:
@@ -45,6 +46,6 @@ def start(console: Console, file: Path | None) -> None:
             f"as `exit` does in the console, or by {ends_it} here.",
             soft_wrap=True,
         )
-        main(IPythonKernel, ["-f", str(own)])
+        main(IPythonKernel, ["-f", str(own), *options])
     finally:
         own.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from ._cell import Cell
 from ._drops import DropCount, DropReason
-from ._errors import RegistrationFailed, SubshellUnjoinable, UnknownSubshell
+from ._errors import RegistrationFailed, SubshellUnjoinable, TooManySubshells, UnknownSubshell
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
 from ._life import SubshellState, SubshellStatistics
@@ -98,6 +98,7 @@ __all__ = [
     "SubshellState",
     "SubshellStatistics",
     "SubshellUnjoinable",
+    "TooManySubshells",
     "UnknownSubshell",
     "current_kernel",
     "install_kernelspec",

@@ -27,6 +27,7 @@ from ..actors import (
     Mailbox,
     Stop,
     ThreadHost,
+    TrioTransport,
     open_supervisor,
 )
 from ..wire import Envelope, MalformedMessage, Message, WireSession
@@ -36,6 +37,7 @@ from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
 from ._ladder import DELETE_TIMEOUT, SHUTDOWN_TIMEOUT, end_cell
 from ._life import SubshellLife
+from ._limits import check_room, shortage
 from ._messages import (
     AbortPending,
     AddRoute,
@@ -96,12 +98,16 @@ class ControlHandler(Actor):
         self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
         self._in_progress = 0
+        self._starting = 0  # subshells that are being spawned
         self._shutting_down = False
         self._ended = trio.Event()
 
     async def run(self, mailbox: Mailbox) -> None:
         """Serve until cancelled."""
-        async with open_supervisor() as self._supervisor, trio.open_nursery() as nursery:
+        # The kernel's few own actors ring through sockets of their own. Subshells may be hundreds:
+        # with trio's bells they cost no more descriptors than their loops and publishers do.
+        supervisor = open_supervisor(transport=TrioTransport())
+        async with supervisor as self._supervisor, trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._receive_requests)
             async for letter in mailbox:
@@ -218,7 +224,11 @@ class ControlHandler(Actor):
                 return {"status": "ok", "restart": restart}
             case "create_subshell_request" if self._kernel.subshells:
                 life = await self._create(None)
-                await life.wait_set_up()
+                try:
+                    await life.wait_set_up()
+                except RuntimeError:
+                    await life.gone.wait()  # nothing of it is left when the client hears of it
+                    raise
                 return {"status": "ok", "subshell_id": life.info.id}
             case "delete_subshell_request" if self._kernel.subshells:
                 timeout = checked_seconds(request.field("timeout", float, DELETE_TIMEOUT))
@@ -243,6 +253,9 @@ class ControlHandler(Actor):
         """Start a subshell; that it has been set up is waited for by whoever wants it.
 
         From here on it can be deleted, and a shutdown knows of it, whatever the author's code does.
+
+        Raises:
+            TooManySubshells: there is no room for it.
         """
         await self._adopted.wait()
         if self._shutting_down:
@@ -252,7 +265,14 @@ class ControlHandler(Actor):
         info = SubshellInfo(subshell_id)
         guards = SubshellGuards()
         subshell = Subshell(self._kernel, info, self._wiring, guards, AsyncRaiser)
-        ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
+        self._starting += 1
+        try:
+            check_room(len(self._lives) - 1, self._starting, self._kernel.max_subshells)
+            ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
+        except Exception as error:
+            raise shortage(error) or error from error.__cause__
+        finally:
+            self._starting -= 1
         if self._shutting_down:  # that has begun meanwhile, and has not seen this one
             ref.cancel()
             await ref.watch()

@@ -72,6 +72,10 @@ class Kernel(ABC):
     message. ZMQ closes the connection of a client that sends a larger one, before there is room
     made for it."""
 
+    max_subshells: int | None = 2000
+    """How many subshells there may be at once, the main shell not counted; None for as many as the
+    machine has room for. ``--max-subshells`` on the command line overrides it."""
+
     supported_features: Sequence[str] = ()
     """Further optional features (JEP 92) to advertise."""
 

@@ -10,6 +10,7 @@ import trio
 
 from ..actors import ActorRef, ActorState, ActorStatistics, ActorTerminated
 from ._guard import SubshellGuards
+from ._limits import shortage
 from ._messages import AreYouReady
 from ._types import SubshellInfo
 
@@ -77,12 +78,13 @@ class SubshellLife:
         """Wait until it serves requests; in any loop.
 
         Raises:
+            TooManySubshells: it has ended before, as something had run out.
             RuntimeError: it has ended before; the message says why, and its cause is what raised.
         """
         try:
             await self.ref.ask(AreYouReady(), timeout=math.inf)
         except ActorTerminated as error:
-            raise RuntimeError(
+            raise shortage(error.__cause__) or RuntimeError(
                 f"the subshell could not be set up: {error.__cause__ or error}"
             ) from error
 

@@ -18,6 +18,7 @@ from ..sockets import remove_ipc_files
 from ..wire import InvalidConnectionInfo, read_startup_file
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
+from ._limits import raise_descriptor_limit
 from ._open import serve
 from ._parent import parent_death
 from ._raisers import SignalRaiser
@@ -65,7 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     program = _program()
     parser = argparse.ArgumentParser(
         prog=program,
-        usage=f"{program} -f FILE [--debug]\n       {program} install | uninstall [-h]",
+        usage=(
+            f"{program} -f FILE [--max-subshells N] [--debug]\n"
+            f"       {program} install | uninstall [-h]"
+        ),
         description="A Jupyter kernel.",
     )
     parser.add_argument(
@@ -73,6 +77,12 @@ def _parser() -> argparse.ArgumentParser:
         dest="connection_file",
         metavar="FILE",
         help="connection file or registration file, as Jupyter writes it",
+    )
+    parser.add_argument(
+        "--max-subshells",
+        type=_subshells,
+        metavar="N",
+        help="how many subshells there may be at once; 0 for none",
     )
     parser.add_argument("--debug", action="store_true", help="log what happens, to stderr")
     actions = parser.add_subparsers(title="commands", dest="action", prog=program)
@@ -99,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
         where.add_argument("--sys-prefix", action="store_true", help="for this environment")
         where.add_argument("--prefix", help="under this directory, in share/jupyter/kernels")
     return parser
+
+
+def _subshells(text: str) -> int:
+    """The value of ``--max-subshells``."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"takes a number of subshells, not {text!r}")
+    return int(text)
 
 
 def _program() -> str:
@@ -158,6 +175,10 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
         format="%(levelname)s %(name)s: %(message)s",
     )
     connection = read_startup_file(options.connection_file)
+    kernel = make_kernel()
+    if options.max_subshells is not None:
+        kernel.max_subshells = options.max_subshells
+    raise_descriptor_limit()
     sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
     raiser = SignalRaiser()
     interrupter = _Interrupter()
@@ -165,7 +186,7 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
         trio.run(
             partial(
                 serve,
-                make_kernel(),
+                kernel,
                 connection,
                 task_status=interrupter,
                 make_raiser=lambda: raiser,

@@ -45,6 +45,7 @@ from ._io import IOThread, ports_of
 from ._kernel import Kernel
 from ._ladder import SHUTDOWN_TIMEOUT
 from ._life import SubshellLife
+from ._limits import check_maximum
 from ._messages import (
     Adopt,
     AreYouReady,
@@ -89,10 +90,13 @@ async def open_kernel(
             client.
 
     Raises:
+        ValueError: `Kernel.max_subshells` is neither None nor a number of subshells.
         zmq.ZMQError: an address can't be bound; it says which.
+        OSError: the process has too few file descriptors left.
         Exception: what `Kernel.lifespan`, the main shell's `Kernel.subshell` or the block raise: as
             itself if it is one, several in a group.
     """
+    check_maximum(kernel.max_subshells)
     if connection is not None and connection.transport == "ipc":
         connection = _with_free_paths(connection)
     closed = trio.Event()

@@ -128,6 +128,7 @@ class RunningKernel:
             host: where it lives; by default where the kernel's subshells live.
 
         Raises:
+            TooManySubshells: there is no room for it; the message says what has run out.
             RuntimeError: it can't be set up; the message says why.
         """
         self._main_life()  # or else this would wait for what waits for Kernel.lifespan

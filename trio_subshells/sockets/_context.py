@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Unpack
 import attrs
 import zmq
 
+from ._descriptors import check_descriptors
 from ._options import DEFAULT_LINGER_MS, SocketOptions, apply_options
 
 if TYPE_CHECKING:
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
 # How long the end of a context waits for other threads to close their sockets. They have been
 # woken by then, and a closed socket has been told for how long it may linger.
 GRACE_SECONDS = 5.0
+
+
+# What libzmq opens with the first socket of a context, at most: for each of its threads (the reaper
+# and the I/O threads) a poller and a way to wake it, and the socket's own.
+_PER_THREAD = 3
+_PER_SOCKET = 2
+
+
+def check_room_for_threads(io_threads: int, purpose: str) -> None:
+    """Make sure that libzmq finds the descriptors it needs for a context's first socket.
+
+    Raises:
+        OSError: it doesn't; the message says which limit to raise.
+    """
+    check_descriptors(_PER_THREAD * (1 + io_threads) + _PER_SOCKET, purpose)
 
 
 class SocketsLeftOpenError(RuntimeError):
@@ -73,6 +89,8 @@ class Context:
         if io_threads < 1:
             raise ValueError(f"io_threads is a number of threads, 1 or more, not {io_threads}")
         self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads)
+        self._io_threads = io_threads
+        self._started = False  # libzmq's threads run
         self._max_sockets = min(max_sockets, self._zmq.get(zmq.SOCKET_LIMIT))
         self._zmq.set(zmq.MAX_SOCKETS, self._max_sockets)
         # Guards what follows; never held during anything that waits.
@@ -96,7 +114,7 @@ class Context:
 
         Raises:
             RuntimeError: the context is closed.
-            OSError: no room (``EMFILE``); the message says which limit to raise.
+            OSError: no room (``EMFILE``, ``ENFILE``); the message says which limit to raise.
             TypeError: an unknown option, or a value of the wrong type.
         """
         from ._socket import Socket  # it needs this module
@@ -123,6 +141,8 @@ class Context:
             if self._closed:
                 raise RuntimeError("this context is closed: it makes no more sockets")
             name = name or f"{kind.name}-{next(self._numbers)}"
+            if not self._started:
+                check_room_for_threads(self._io_threads, f"the socket {name!r}")
             try:
                 # Not Context.socket(): pyzmq's own set of sockets isn't for several threads.
                 raw: zmq.Socket[bytes] = zmq.Socket(self._zmq, kind)
@@ -135,6 +155,7 @@ class Context:
                     f"{self._max_sockets} in this context (open_context(max_sockets=...)), or the "
                     "process has no file descriptor left (ulimit -n)",
                 ) from error
+            self._started = True
             self._entries[raw] = _Entry(name, threading.get_ident(), owner)
         try:
             apply_options(raw, kind, options)

@@ -18,7 +18,7 @@ import attrs
 import trio
 import zmq
 
-from ._context import Context
+from ._context import Context, check_room_for_threads
 from ._options import SocketOptions, apply_options
 from ._publisher import Publisher, finish_publisher, start_publisher
 from ._socket import bind_raw
@@ -205,6 +205,7 @@ async def open_heartbeat_device(
     Raises:
         ValueError: not an address, or an option that could stop the device.
         zmq.ZMQError: it can't be bound, for instance ``EADDRINUSE``; names the address.
+        OSError: no file descriptor is left (``EMFILE``, ``ENFILE``).
     """
     if options.get("router_mandatory"):
         raise ValueError("router_mandatory would let one client that has gone stop the device")
@@ -214,6 +215,7 @@ async def open_heartbeat_device(
         "sndhwm": MOST_ECHOES,
         **options,
     }
+    check_room_for_threads(1, f"the heartbeat at {url}")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
     try:
