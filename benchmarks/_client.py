@@ -4,7 +4,7 @@ Every request is serialised and signed before the clock starts, and no reply is 
 clock stops, so that what is measured is the kernel and libzmq rather than the client. Hence
 blocking sockets, and no ``jupyter_client.Session``.
 
-The client verifies no signatures: it talks to a process that it has started itself.
+The client verifies no signatures unless asked to: it talks to a process that it has started itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import attrs
 import zmq
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _DELIMITER = b"<IDS|MSG>"
 _PROTOCOL = "5.4"
@@ -88,10 +88,11 @@ class Message:
 
 
 class Client:
-    """The shell, control and iopub channels of one kernel.
+    """The shell, control, stdin and iopub channels of one kernel.
 
     `why_dead` returns the reason why the kernel will never answer, or ``None``. `store_history` is
-    what every ``execute_request`` says. Every wait happens
+    what every ``execute_request`` says. If the connection is encrypted, `keys` are the client's
+    own CurveZMQ keys, public and secret. Every wait happens
     under `within`, and raises `ProbeFailed` when the kernel is dead or the time is over.
     """
 
@@ -101,7 +102,9 @@ class Client:
         why_dead: Callable[[], str | None],
         *,
         store_history: bool,
+        keys: tuple[bytes, bytes] | None = None,
     ) -> None:
+        self._keys = keys
         self._store_history = store_history
         self._why_dead = why_dead
         self._deadline = 0.0
@@ -113,6 +116,7 @@ class Client:
         self._context = zmq.Context()
         self.shell = self._connect(zmq.DEALER, connection, "shell_port")
         self.control = self._connect(zmq.DEALER, connection, "control_port")
+        self.stdin = self._connect(zmq.DEALER, connection, "stdin_port")
         self.iopub = self._connect(zmq.SUB, connection, "iopub_port")
         self.iopub.subscribe(b"")
 
@@ -125,6 +129,12 @@ class Client:
         # The client is there before the kernel binds. With the default of 100 ms between two
         # attempts, a start-up time would be rounded up to the next of them.
         socket.reconnect_ivl = 2
+        if kind == zmq.DEALER:
+            # The kernel asks for input where it was asked: one identity for shell and stdin.
+            socket.identity = self._session.encode()
+        if self._keys is not None:
+            socket.curve_publickey, socket.curve_secretkey = self._keys
+            socket.curve_serverkey = connection["curve_publickey"].encode()
         socket.connect(f"{connection['transport']}://{connection['ip']}:{connection[port]}")
         return socket
 
@@ -154,7 +164,11 @@ class Client:
     # Requests, made before the clock starts
 
     def request(
-        self, msg_type: str, content: Mapping[str, Any], subshell: str | None = None
+        self,
+        msg_type: str,
+        content: Mapping[str, Any],
+        subshell: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Request:
         """Return a signed request, for the `subshell` of that id or for the main shell."""
         self._count += 1
@@ -169,23 +183,42 @@ class Client:
         }
         if subshell is not None:
             header["subshell_id"] = subshell
-        parts = [json.dumps(header).encode(), b"{}", b"{}", json.dumps(content).encode()]
+        dicts: tuple[Mapping[str, Any], ...] = (header, {}, metadata or {}, content)
+        parts = [json.dumps(each).encode() for each in dicts]
+        return Request(msg_id.encode(), self.signed(parts))
+
+    def signed(self, parts: Sequence[bytes]) -> list[bytes]:
+        """Return the frames of a message that consists of `parts`, whatever these are."""
         signature = self._hmac.copy()
         for part in parts:
             signature.update(part)
-        return Request(msg_id.encode(), [_DELIMITER, signature.hexdigest().encode("ascii"), *parts])
+        return [_DELIMITER, signature.hexdigest().encode("ascii"), *parts]
 
-    def execute_request(self, code: str, subshell: str | None = None) -> Request:
+    def is_signed(self, frames: Sequence[bytes]) -> bool:
+        """Whether what was received is a message that somebody with the key has signed."""
+        if _DELIMITER not in frames:
+            return False
+        start = frames.index(_DELIMITER)
+        return self.signed(frames[start + 2 : start + 6])[1] == frames[start + 1]
+
+    def execute_request(
+        self,
+        code: str,
+        subshell: str | None = None,
+        *,
+        allow_stdin: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Request:
         """Return an ``execute_request`` like the one a notebook sends for a cell."""
         content = {
             "code": code,
             "silent": False,
             "store_history": self._store_history,
             "user_expressions": {},
-            "allow_stdin": False,
+            "allow_stdin": allow_stdin,
             "stop_on_error": True,
         }
-        return self.request("execute_request", content, subshell)
+        return self.request("execute_request", content, subshell, metadata)
 
     # The hot path
 

@@ -9,21 +9,24 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import string
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import attrs
 import psutil  # type: ignore[import-untyped]
+import zmq
 from _client import Client, ProbeFailed
 from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -46,6 +49,8 @@ class KernelSpec:
     env: dict[str, str]
     resource_dir: Path
     display_name: str
+    #: how Jupyter interrupts the kernel: ``signal`` or ``message``
+    interrupt_mode: str = "signal"
 
 
 def find_kernel(text: str) -> KernelSpec:
@@ -106,6 +111,7 @@ def _read_spec(label: str, directory: Path) -> KernelSpec:
         argv = [str(argument) for argument in content["argv"]]
         env = {str(name): str(value) for name, value in content.get("env", {}).items()}
         display_name = str(content.get("display_name", label))
+        interrupt_mode = str(content.get("interrupt_mode", "signal"))
     except OSError as error:
         raise KernelNotFound(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,7 +120,7 @@ def _read_spec(label: str, directory: Path) -> KernelSpec:
         raise KernelNotFound(f"{path} is no kernelspec: its argv is empty")
     if _BARE_PYTHON.fullmatch(argv[0]):
         argv[0] = str(_environment_python(directory.resolve()))
-    return KernelSpec(label, tuple(argv), env, directory.resolve(), display_name)
+    return KernelSpec(label, tuple(argv), env, directory.resolve(), display_name, interrupt_mode)
 
 
 def _environment_python(directory: Path) -> Path:
@@ -137,15 +143,31 @@ class RunningKernel:
     to arrive: `first_reply` and `first_cell` are the seconds from the process's start to the first
     ``kernel_info_reply`` on shell and to the first cell's ``execute_reply``.
 
-    The process gets directories of its own for IPython and Jupyter, so that neither the user's
-    configuration nor the history of earlier runs has a part in the figures.
+    The process gets directories of its own for IPython, Jupyter and temporary files, so that
+    neither the user's configuration nor the history of earlier runs has a part in the figures, and
+    so that what it leaves can be seen.
+
+    `launcher` is put before the kernel's command line: a program that prepares its process, or that
+    starts it. With `curve` the connection file carries the keys for an encrypted connection.
 
     Raises `ProbeFailed`, with the end of the kernel's own output, if the kernel does not start;
     there is nothing left to close then.
     """
 
-    def __init__(self, spec: KernelSpec, *, cell: str, store_history: bool, timeout: float) -> None:
+    def __init__(
+        self,
+        spec: KernelSpec,
+        *,
+        cell: str,
+        store_history: bool,
+        timeout: float,
+        launcher: Sequence[str] = (),
+        curve: bool = False,
+    ) -> None:
         self.spec = spec
+        self._launcher = launcher
+        self._store_history = store_history
+        self._others: list[Client] = []
         self._directory = tempfile.TemporaryDirectory(
             prefix="kernel-benchmark-", ignore_cleanup_errors=True
         )
@@ -154,10 +176,16 @@ class RunningKernel:
         self._log: IO[bytes] = (home / "output.txt").open("w+b")
         # write_connection_file finds free ports and lets go of them: another process may take one
         # in between. The kernel then doesn't start, and the caller tries again.
+        self._keys = zmq.curve_keypair() if curve else None
+        public, secret = self._keys or (None, None)
         connection_file, connection = write_connection_file(
-            str(home / "connection.json"), key=os.urandom(16).hex().encode()
+            str(home / "connection.json"),
+            key=os.urandom(16).hex().encode(),
+            curve_publickey=public,
+            curve_secretkey=secret,
         )
-        self.client = Client(connection, self._why_dead, store_history=store_history)
+        self.connection = cast("dict[str, Any]", connection)
+        self.client = self._new_client(self._keys)
         begin = time.perf_counter()
         try:
             self._process = self._popen(home, connection_file)
@@ -188,10 +216,56 @@ class RunningKernel:
         """The ``language_info.name`` of the kernel."""
         return str(self.info.get("language_info", {}).get("name", ""))
 
+    def connect(self) -> Client:
+        """Return a further client, which is closed with the kernel."""
+        return self.connect_with(self._keys)
+
+    def connect_with(self, keys: tuple[bytes, bytes] | None) -> Client:
+        """Return a client that has CurveZMQ keys of its own, or with ``None`` doesn't encrypt."""
+        client = self._new_client(keys)
+        self._others.append(client)
+        return client
+
+    def interrupt(self) -> None:
+        """Interrupt the kernel as Jupyter does: by a signal or a message, as the kernelspec says.
+
+        A message isn't waited for.
+        """
+        if self.spec.interrupt_mode == "message":
+            request = self.client.request("interrupt_request", {})
+            self.client.control.send_multipart(request.frames)
+        else:  # to the process group, as jupyter_client's provisioner sends it
+            os.killpg(self._process.pid, signal.SIGINT)
+
     @property
-    def pid(self) -> int:
-        """Of the kernel's process."""
-        return self._process.pid
+    def process(self) -> psutil.Process:
+        """The process that was started: the kernel's, or that of the `launcher`."""
+        return psutil.Process(self._process.pid)
+
+    def exit_code(self, seconds: float) -> int | None:
+        """Wait for the end of the process; ``None`` if it doesn't come within that time."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def strays(self) -> list[psutil.Process]:
+        """Return all living processes that the kernel has started, adopted by others or not."""
+        mine = ("JUPYTER_RUNTIME_DIR", str(self.directory / "jupyter_runtime_dir"))
+        strays = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(mine[0]) == mine[1] and (
+                    process.status() != psutil.STATUS_ZOMBIE
+                ):
+                    strays.append(process)
+            except psutil.Error:  # somebody else's, or gone meanwhile
+                continue
+        return [process for process in strays if process.pid != self._process.pid]
+
+    def temporary_files(self) -> list[str]:
+        """Return the names of what is in the kernel's directory for temporary files."""
+        return sorted(path.name for path in (self.directory / "tmp").iterdir())
 
     def resident_megabytes(self) -> float:
         """Return the resident memory of the process and of its children, in MB (10⁶ bytes)."""
@@ -200,7 +274,7 @@ class RunningKernel:
 
     def close(self) -> None:
         """Kill the process and its children, wait for their end, and remove what they left."""
-        family = self._family()
+        family = [*self._family(), *self.strays()]
         for process in family:
             try:
                 process.kill()
@@ -225,7 +299,7 @@ class RunningKernel:
         places = {"connection_file": connection_file, "resource_dir": str(self.spec.resource_dir)}
         argv = [
             re.sub(r"\{(\w+)\}", lambda found: places.get(found[1], found[0]), argument)
-            for argument in self.spec.argv
+            for argument in (*self._launcher, *self.spec.argv)
         ]
         env = os.environ | {
             name: string.Template(value).safe_substitute(os.environ)
@@ -234,6 +308,8 @@ class RunningKernel:
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
             env[name] = str(home / name.lower())
             Path(env[name]).mkdir()
+        (home / "tmp").mkdir()
+        env |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(home / "tmp"))
         # Kernels watch this process and end with it, should this one be killed.
         env["JPY_PARENT_PID"] = str(os.getpid())
         return subprocess.Popen(
@@ -265,7 +341,11 @@ class RunningKernel:
         text = Path(self._log.name).read_text(encoding="utf-8", errors="replace").strip()
         return f"; it said: {text[-300:]}" if text else ""
 
+    def _new_client(self, keys: tuple[bytes, bytes] | None) -> Client:
+        return Client(self.connection, self._why_dead, store_history=self._store_history, keys=keys)
+
     def _clean_up(self) -> None:
-        self.client.close()
+        for client in (self.client, *self._others):
+            client.close()
         self._log.close()
         self._directory.cleanup()

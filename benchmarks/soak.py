@@ -52,7 +52,7 @@ class Weight:
 
 def weigh(kernel: RunningKernel, rounds: int, since: float) -> Weight:
     """Weigh the kernel's process."""
-    process = psutil.Process(kernel.pid)
+    process = kernel.process
     return Weight(
         rounds,
         time.perf_counter() - since,
