@@ -24,6 +24,7 @@ from trio_subshells.wire import (
     Channel,
     ConnectionInfo,
     InvalidConnectionInfo,
+    MalformedReason,
     WireSession,
 )
 
@@ -258,6 +259,40 @@ async def test_what_is_said_cant_be_read_on_the_way(
             context.term()
         assert (b"hello to those" in recorded) is not is_encrypted
         nursery.cancel_scope.cancel()
+
+
+async def test_what_a_kernel_publishes_cant_be_sent_back_to_it(kernel: CellsKernel) -> None:
+    """It is signed with the key that clients sign with, and without CURVE anybody can hear it."""
+
+    @kernel.cell
+    def publish(cell: ts.Cell) -> None:
+        cell.publish("comm_open", {"comm_id": "c", "target_name": "t", "data": {}})
+
+    async with served(kernel) as at:
+        connection = at.running.connection
+        assert connection is not None
+        context = zmq.Context()
+        try:
+            with context.socket(zmq.SUB) as ear, context.socket(zmq.DEALER) as mouth:
+                ear.linger = mouth.linger = 0
+                ear.rcvtimeo = HANG * 1000
+                ear.subscribe(b"")
+                ear.connect(connection.url("iopub"))
+                mouth.connect(connection.url("shell"))
+                await trio.to_thread.run_sync(ear.recv_multipart)  # it is welcome
+                assert (await at.client.execute("publish").done())["status"] == "ok"
+                frames: list[bytes] = []
+                while b'"comm_open"' not in b"".join(frames):
+                    frames = await trio.to_thread.run_sync(ear.recv_multipart)
+                mouth.send_multipart(frames)
+                mouth.send_multipart(WireSession(connection.key).serialize("kernel_info_request"))
+                await trio.to_thread.run_sync(mouth.poll, HANG * 1000)  # so it has read the other
+        finally:
+            context.term()
+        dropped = (await at.running.statistics()).dropped
+        assert [(each.channel, each.reason, each.count) for each in dropped] == [
+            ("shell", MalformedReason.REFLECTED, 1)
+        ]
 
 
 @needs_curve

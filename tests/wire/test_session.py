@@ -210,6 +210,19 @@ def test_receivers_do_not_share_their_memory() -> None:
     assert SESSION.receiver().receive(frames) == SESSION.receiver().receive(frames)
 
 
+def test_what_was_sent_from_here_is_refused_on_demand() -> None:
+    kernel, client = WireSession(b"key"), WireSession(b"key")
+    receiver = kernel.receiver(refuse_own=True)
+    published = kernel.serialize("comm_msg", {"comm_id": "c", "data": {}}, idents=[b"comm"])
+    for _ in range(2):
+        error = refusal(receiver, published)
+        assert error.reason is MalformedReason.REFLECTED
+        assert error.header is not None
+    assert receiver.receive(client.serialize("comm_msg", {})).header.msg_type == "comm_msg"
+    assert client.receiver(refuse_own=True).receive(published).header.msg_type == "comm_msg"
+    assert kernel.receiver().receive(published).header.msg_type == "comm_msg"
+
+
 def test_a_replay_memory_has_a_size() -> None:
     with pytest.raises(ValueError, match="can't be negative: -1"):
         SESSION.receiver(replay_memory=-1)

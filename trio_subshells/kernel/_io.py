@@ -132,7 +132,7 @@ class IOThread(Actor):
         """Start the actors that serve the sockets. Who is told of another one comes after it."""
         kernel, session = self._kernel, self._session
         urls, publisher = sockets.urls, sockets.iopub.publisher
-        receiver = session.receiver()  # one for all: see there
+        receiver = session.receiver(refuse_own=True)  # one for all: see there
 
         def clients(channel: Channel) -> ClientSocket:
             return ClientSocket(channel, sockets.routers[channel], receiver, drops)

@@ -21,6 +21,9 @@ class MalformedReason(enum.StrEnum):
     """The signature is absent or wrong: the sender doesn't have the key, or the frames changed."""
     BAD_HEADER = "bad_header"
     """The header isn't a JSON object with the fields that a header must have."""
+    REFLECTED = "reflected"
+    """It is the receiver's own, sent back: the signature is as good as any (see
+    `WireSession.receiver`)."""
     REPLAYED = "replayed"
     """A message with this very signature was received before."""
     BAD_PARENT_HEADER = "bad_parent_header"
@@ -41,8 +44,9 @@ class MalformedMessage(ValueError):
         reason: which check the message failed.
         detail: the same in words, with what was found and what would have been right.
         header: the message's header, if the signature was valid and the header could be read. With
-            it an error reply can be addressed, except for a replay (`MalformedReason.REPLAYED`),
-            which must not be answered. Without it nobody knows whom to answer: log and drop.
+            it an error reply can be addressed, except for what was sent before
+            (`MalformedReason.REFLECTED`, `MalformedReason.REPLAYED`), which must not be answered.
+            Without it nobody knows whom to answer: log and drop.
     """
 
     def __init__(self, reason: MalformedReason, detail: str, header: Header | None = None) -> None:

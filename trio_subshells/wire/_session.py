@@ -186,17 +186,21 @@ class WireSession:
             message.buffers,
         )
 
-    def receiver(self, *, replay_memory: int = 65_536) -> Receiver:
+    def receiver(self, *, replay_memory: int = 65_536, refuse_own: bool = False) -> Receiver:
         """Return a new receiver for messages that are signed with this session's key.
 
         Args:
             replay_memory: how many signatures it remembers (some 13 MB when all 65,536 are there).
                 With 0, replays aren't noticed.
+            refuse_own: whether to refuse messages that this session itself has sent. A kernel
+                should: what it publishes is signed with the key of the connection, anybody who
+                listens can send it back, and comm messages go both ways.
 
         Raises:
             ValueError: `replay_memory` is negative.
         """
-        return Receiver(self._signer, ReplayMemory(replay_memory))
+        own = self.session_id if refuse_own else None
+        return Receiver(self._signer, ReplayMemory(replay_memory), own)
 
     def _frames(
         self,
@@ -225,11 +229,12 @@ class Receiver:
     the control channel.) That is why it may be called from several threads at the same time.
     """
 
-    __slots__ = ("_replays", "_signer")
+    __slots__ = ("_own_session", "_replays", "_signer")
 
-    def __init__(self, signer: Signer, replays: ReplayMemory) -> None:
+    def __init__(self, signer: Signer, replays: ReplayMemory, own_session: str | None) -> None:
         self._signer = signer
         self._replays = replays
+        self._own_session = own_session
 
     def receive(self, frames: Sequence[bytes]) -> Envelope:
         """Return the envelope of the message that `frames` are.
@@ -240,8 +245,9 @@ class Receiver:
         Raises:
             MalformedMessage: they aren't a message (`MalformedReason.NO_DELIMITER`,
                 `MalformedReason.MISSING_FRAMES`, `MalformedReason.BAD_HEADER`), or not one to trust
-                (`MalformedReason.BAD_SIGNATURE`, `MalformedReason.REPLAYED`). Only for a replay is
-                the header known, for the log; none of them may be answered.
+                (`MalformedReason.BAD_SIGNATURE`, `MalformedReason.REFLECTED`,
+                `MalformedReason.REPLAYED`). Only for the last two is the header known, for the log;
+                none of them may be answered.
         """
         try:
             start = frames.index(DELIMITER) + 1
@@ -263,6 +269,12 @@ class Receiver:
                 )
         digest = self._verify(frames[start], signed)
         header = Header.from_frame(signed[0])
+        if header.session == self._own_session:
+            raise MalformedMessage(
+                MalformedReason.REFLECTED,
+                "it was sent from here, and somebody has sent it back",
+                header,
+            )
         if digest and not self._replays.add(digest):
             raise MalformedMessage(
                 MalformedReason.REPLAYED,
