@@ -409,7 +409,8 @@ async def test_one_restart_too_many_escalates_and_says_so(host: Host) -> None:
     assert isinstance(raised, ExceptionGroup)
     assert raised.exceptions == (errors[2],)
     assert errors[2].__notes__ == [
-        "actor system/fragile failed 3 times within 3600 s, and was to be restarted 2 times"
+        "actor system/fragile failed 3 times within 3600 s, and was to be restarted 2 times",
+        "this was the failure of the actor system/fragile",
     ]
     assert len(actor.threads) == 3
 

@@ -367,7 +367,7 @@ async def test_a_shutdown_ends_everything_and_is_answered() -> None:
 async def test_a_shutdown_doesnt_hang_on_what_cant_be_ended() -> None:
     kernel, told = Busy(), Flag()
 
-    async def give_up() -> None:
+    async def give_up(status: int) -> None:
         told.set()
 
     async with served(kernel, on_unjoinable=give_up) as at:

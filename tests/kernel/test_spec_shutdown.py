@@ -38,7 +38,7 @@ class SlowKernel(CellsKernel):
 async def _run(
     kernel: SlowKernel,
     act: Callable[[Client], Awaitable[None]],
-    on_unjoinable: Callable[[], Awaitable[None]],
+    on_unjoinable: Callable[[int], Awaitable[None]],
 ) -> None:
     """Serve, and let a client act that connects before the kernel has begun to live."""
 
@@ -67,7 +67,7 @@ async def test_what_was_sent_before_is_answered() -> None:
             content = await request.done()
             assert content["status"] == "aborted" or content["ename"] == "KernelShutdown"
 
-    async def on_unjoinable() -> None:
+    async def on_unjoinable(status: int) -> None:
         forced.set()
 
     await _run(kernel, act, on_unjoinable)
@@ -88,7 +88,7 @@ async def test_a_kernel_that_doesn_t_begin_to_live_can_be_ended_by_force() -> No
         content = await request.done()
         assert content["status"] == "aborted" or content["ename"] == "KernelShutdown"
 
-    async def on_unjoinable() -> None:
+    async def on_unjoinable(status: int) -> None:
         forced.set()
 
     await _run(kernel, act, on_unjoinable)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import trio
 
-from ._errors import ActorTerminated, AskTimeout
+from ._errors import ActorTerminated, AskTimeout, described
 from ._mailbox import Letter, Mailbox
 from ._promise import BlockingPromise, Promise
 from ._queue import Queue, QueueStatistics
@@ -251,6 +251,6 @@ def terminated(path: str, cause: BaseException | None = None) -> ActorTerminated
     """A new `ActorTerminated`, for one asker or sender."""
     if cause is None:
         return ActorTerminated(f"actor {path} has ended")
-    error = ActorTerminated(f"actor {path} has failed: {cause!r}")
+    error = ActorTerminated(f"actor {path} has failed: {described(cause)}")
     error.__cause__ = cause
     return error

@@ -20,5 +20,13 @@ class ActorTerminated(ActorError):
     """
 
 
+def described(error: BaseException) -> str:
+    """The repr of an exception; that of the caller's own classes may fail, too."""
+    try:
+        return repr(error)
+    except BaseException as worse:
+        return f"<{type(error).__name__}, whose repr raises {type(worse).__name__}>"
+
+
 class AskTimeout(ActorError, trio.TooSlowError):
     """The actor didn't answer within the asker's deadline. It may still handle the request."""

@@ -199,18 +199,18 @@ class Queue(Generic[T]):
         waited = False
         while True:
             with self._lock:
-                if self._values or self._closed is not None:
-                    value = self._take()
-                    break
-                self._asleep = True
+                is_there = bool(self._values) or self._closed is not None
+                if is_there and waited:
+                    return self._take()  # the last step: nothing can come between that and return
+                self._asleep = not is_there
                 bell = self._bell
-            if bell is None:
+            if is_there:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            elif bell is None:
                 raise RuntimeError("no loop is attached to this queue: call attach() first")
-            await bell.wait()
+            else:
+                await bell.wait()
             waited = True
-        if not waited:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-        return value
 
     def _take(self) -> T:
         if not self._values:

@@ -44,7 +44,8 @@ _log = logging.getLogger("trio_subshells.actors")
 class Escalate:
     """The default failure policy, as in a nursery.
 
-    An exception takes down the supervisor's scope and leaves it as itself.
+    An exception takes down the supervisor's scope and leaves it as itself, with a note that says
+    whose failure it was.
     """
 
 
@@ -89,6 +90,7 @@ class Node:
         self.restarts = 0
         self.children: dict[str, Node] = {}
         self.ended: Ended | None = None
+        self.felled = False  # by a child whose failure has escalated
         self._state = ActorState.STARTING
         self._lock = threading.Lock()
         self._watchers: list[Promise[Ended]] = []
@@ -240,8 +242,8 @@ class Supervisor:
         self._node.children[name] = node  # only now: a scope that is over has refused
         try:
             await started.wait()
-        except trio.Cancelled:
-            node.cancel()
+        except BaseException:
+            node.cancel()  # nobody would have a ref to it
             raise
         return ActorRef(node, queue)
 
@@ -269,6 +271,9 @@ class Supervisor:
             if isinstance(policy, Stop) and isinstance(error, Exception):
                 _log.error("actor %s has failed", node.path, exc_info=error)
                 return
+            if not node.felled and isinstance(error, Exception):
+                raised.add_note(f"this was the failure of the actor {node.path}")
+            self._node.felled = True
             raise
         finally:
             del self._node.children[node.name]
@@ -307,6 +312,7 @@ class Supervisor:
                     raise
                 _log.warning("actor %s has failed and is restarted", node.path, exc_info=failure)
                 node.restarts += 1
+                node.felled = False
                 node.go(ActorState.RESTARTING)
             else:
                 return

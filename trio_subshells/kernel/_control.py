@@ -13,6 +13,7 @@ import logging
 import math
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from trio_util import move_on_when
 from ..actors import (
     Actor,
     ActorRef,
+    ActorTerminated,
     Host,
     Letter,
     Mailbox,
@@ -32,7 +34,8 @@ from ..actors import (
 )
 from ..wire import Envelope, MalformedMessage, Message, WireSession
 from ._channels import ClientSocket, error_content, reply_type, unknown_type
-from ._errors import SubshellUnjoinable, UnknownSubshell
+from ._errors import SubshellUnjoinable, UnknownSubshell, text_of
+from ._faults import ends_the_kernel
 from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
 from ._ladder import DELETE_TIMEOUT, SHUTDOWN_TIMEOUT, end_cell
@@ -75,7 +78,8 @@ class ControlHandler(Actor):
         output: publishes busy and idle.
         kernel_info: the content of every ``kernel_info_reply``.
         on_shutdown: called when everything has been ended.
-        on_unjoinable: called at a shutdown, if something can't be ended; it may exit the process.
+        on_unjoinable: called with an exit status if something can't be ended at a shutdown, or when
+            the kernel has failed; it may exit the process.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class ControlHandler(Actor):
         output: OutputPort,
         kernel_info: dict[str, Any],
         on_shutdown: Callable[[], None],
-        on_unjoinable: Callable[[], Awaitable[None]],
+        on_unjoinable: Callable[[int], Awaitable[None]],
     ) -> None:
         self._kernel = kernel
         self._session = session
@@ -103,15 +107,21 @@ class ControlHandler(Actor):
         self._ended = trio.Event()
 
     async def run(self, mailbox: Mailbox) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled; then end what runs."""
         # The kernel's few own actors ring through sockets of their own. Subshells may be hundreds:
         # with trio's bells they cost no more descriptors than their loops and publishers do.
-        supervisor = open_supervisor(transport=TrioTransport())
-        async with supervisor as self._supervisor, trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._receive_requests)
-            async for letter in mailbox:
-                nursery.start_soon(self._handle, letter)
+        async with open_supervisor(transport=TrioTransport()) as self._supervisor:
+            try:
+                with ends_the_kernel("the control handler"):
+                    async with trio.open_nursery() as nursery:
+                        self._nursery = nursery
+                        nursery.start_soon(self._receive_requests)
+                        async for letter in mailbox:
+                            nursery.start_soon(self._handle, letter)
+            finally:
+                if not self._ended.is_set():
+                    with trio.CancelScope(shield=True):
+                        await self._end_after_failure()
 
     async def _handle(self, letter: Letter) -> None:
         """Serve what was asked from inside this process; what was only told may fail in the log."""
@@ -140,8 +150,8 @@ class ControlHandler(Actor):
                 letter.reply()
             case WatchDeadline(guard, generation, timeout):
                 await self._end_in_time(guard, generation, timeout)
-            case Shutdown(timeout):
-                await self._shut_down(timeout)
+            case Shutdown(timeout, failed):
+                await self._shut_down(timeout, failed=failed)
                 letter.reply()
             case Leave():
                 self._on_shutdown()
@@ -188,10 +198,10 @@ class ControlHandler(Actor):
             content = error_content("MalformedMessage", error.detail)
         except Exception as error:
             _log.info("a %s has failed", envelope.header.msg_type, exc_info=error)
-            content = error_content(type(error).__name__, str(error))
+            content = error_content(type(error).__name__, text_of(error))
         self._answer(envelope, content)
         self._output.status("idle", envelope.header)
-        if envelope.header.msg_type == "shutdown_request" and content["status"] == "ok":
+        if envelope.header.msg_type == "shutdown_request" and self._shutting_down:
             self._on_shutdown()
 
     def _answer(self, envelope: Envelope, content: dict[str, Any]) -> None:
@@ -278,7 +288,11 @@ class ControlHandler(Actor):
             await ref.watch()
             raise RuntimeError("the kernel is shutting down")
         life = SubshellLife(info, ref, guards)
-        await self._take_in(life)
+        try:
+            await self._take_in(life)
+        except BaseException:
+            ref.cancel()  # nobody would know of it
+            raise
         return life
 
     async def _spawn(self, subshell: Subshell, name: str, host: Host) -> ActorRef:
@@ -292,14 +306,12 @@ class ControlHandler(Actor):
     async def _take_in(self, life: SubshellLife) -> None:
         """There is a subshell: let the shell channel know, and watch over it."""
         self._lives[life.info.id] = life
-        await self._wiring.shell.ask(AddRoute(life.info.id, life.ref), timeout=math.inf)
         self._nursery.start_soon(self._forget_when_ended, life)
+        await self._wiring.shell.ask(AddRoute(life.info.id, life.ref), timeout=math.inf)
 
     async def _forget_when_ended(self, life: SubshellLife) -> None:
         """However a subshell ends, also by itself: nothing stays unanswered, and its id is gone."""
-        ended = await life.ref.watch()
-        if ended.error is not None:
-            _log.error("subshell %s has died", life.info.name, exc_info=ended.error)
+        await life.ref.watch()
         await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
         await self._wiring.shell.ask(AbortPending(life.info.id), timeout=math.inf)
         del self._lives[life.info.id]
@@ -321,8 +333,10 @@ class ControlHandler(Actor):
         """Cancel a subshell, and wait until it is joined; returns whether it is, in that time."""
         if life.guards.closed is None:
             life.guards.close(reason)
-            await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
-            life.ref.cancel()
+            try:
+                await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+            finally:
+                life.ref.cancel()  # who asks again finds it closed, and only waits
         with trio.move_on_after(timeout):
             async with move_on_when(life.gone.wait):
                 # Nothing else starts, as the guards are closed; but what the author's code does
@@ -378,18 +392,24 @@ class ControlHandler(Actor):
 
     # --------------------------------------------------------------------------------- shutdown
 
-    async def _shut_down(self, timeout: float) -> None:
-        """End every subshell, the main shell last to be forgotten; again: wait for that."""
-        if self._shutting_down:
-            await self._ended.wait()
-            return
-        self._shutting_down = True
+    async def _shut_down(self, timeout: float, *, failed: bool = False) -> None:
+        """End every subshell, the main shell last to be forgotten; again: wait for that.
+
+        It isn't the task of whoever asks first: should that fail, the kernel still ends.
+        """
+        if not self._shutting_down:
+            self._shutting_down = True
+            self._nursery.start_soon(self._end_all, timeout, failed)
+        await self._ended.wait()
+
+    async def _end_all(self, timeout: float, failed: bool) -> None:
+        reason = EndReason.DIED if failed else EndReason.SHUTDOWN
         with trio.move_on_after(timeout):
             await self._adopted.wait()  # what was sent before that is to be answered, too
         joined = [self._adopted.is_set()]
 
         async def end(life: SubshellLife) -> None:
-            joined.append(await self._end(life, EndReason.SHUTDOWN, timeout))
+            joined.append(await self._end(life, reason, timeout))
 
         async with trio.open_nursery() as nursery:
             for life in list(self._lives.values()):
@@ -397,5 +417,38 @@ class ControlHandler(Actor):
         if not all(joined):
             names = ", ".join(life.info.name for life in self._lives.values()) or "main"
             _log.error("the kernel shuts down although these can't be ended: %s", names)
-            self._nursery.start_soon(self._on_unjoinable)
+            self._nursery.start_soon(self._on_unjoinable, int(failed))
         self._ended.set()
+
+    async def _end_after_failure(self) -> None:
+        """The kernel ends, but not by a shutdown: an actor has failed, perhaps this one.
+
+        The task that has been watching over the subshells is gone by now.
+        """
+        stuck: list[str] = []
+
+        async def end(life: SubshellLife) -> None:
+            if life.guards.closed is None:
+                life.guards.close(EndReason.DIED)
+            with suppress(ActorTerminated):
+                await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+            life.ref.cancel()
+            with trio.move_on_after(SHUTDOWN_TIMEOUT) as deadline:
+                async with move_on_when(life.ref.watch), trio.open_nursery() as nursery:
+                    for guard in life.guards:
+                        again = partial(end_cell, deadline=SHUTDOWN_TIMEOUT)
+                        nursery.start_soon(again, guard, guard.generation, EndReason.DIED)
+                    await trio.sleep_forever()
+            if deadline.cancelled_caught:
+                stuck.append(life.info.name)
+            running = life.guards.requests.running
+            keep = running if deadline.cancelled_caught and isinstance(running, int) else None
+            with suppress(ActorTerminated):
+                await self._wiring.shell.ask(AbortPending(life.info.id, keep), timeout=math.inf)
+
+        async with trio.open_nursery() as nursery:
+            for life in self._lives.values():
+                nursery.start_soon(end, life)
+        if stuck:
+            _log.error("the kernel has failed, and these can't be ended: %s", ", ".join(stuck))
+            await self._on_unjoinable(1)

@@ -1,4 +1,4 @@
-"""What the calls on a running kernel raise."""
+"""What the calls on a running kernel raise, and how any exception is told to people."""
 
 from __future__ import annotations
 
@@ -27,3 +27,17 @@ class RegistrationFailed(TimeoutError):
 
     It is of no use then, and ends (JEP 66).
     """
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an exception; that of a kernel author's own classes may fail, too."""
+    try:
+        return str(error)
+    except BaseException as worse:
+        return f"<its text can't be had: {type(worse).__name__}>"
+
+
+def named(error: BaseException) -> str:
+    """The kind and the text of an exception, on one line."""
+    first, *more = text_of(error).splitlines() or [""]
+    return f"{type(error).__name__}{': ' if first else ''}{first}{' ...' if more else ''}"

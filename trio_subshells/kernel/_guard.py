@@ -63,6 +63,7 @@ class EndReason(enum.Enum):
     TIMED_OUT = "CellTimeout"
     DELETED = "SubshellDeleted"
     SHUTDOWN = "KernelShutdown"
+    DIED = "KernelDied"
 
 
 class Raiser(Protocol):

@@ -30,6 +30,7 @@ from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._channels import ClientSocket
 from ._control import ControlHandler
 from ._drops import Drops
+from ._faults import ends_the_kernel
 from ._iopub import IOPub
 from ._kernel import Kernel
 from ._ladder import SHUTDOWN_TIMEOUT
@@ -70,7 +71,8 @@ class IOThread(Actor):
         urls: where each channel is to listen; the heartbeat may be left out.
         options: of all sockets that clients connect to.
         on_shutdown: called, in this thread, when a client has shut the kernel down.
-        on_unjoinable: called, in this thread, if something can't be ended then.
+        on_unjoinable: called, in this thread, with an exit status, if something can't be ended when
+            the kernel ends.
         until: called in this thread; when it returns, the kernel is shut down.
     """
 
@@ -82,7 +84,7 @@ class IOThread(Actor):
         urls: Mapping[Channel, str],
         options: SocketOptions,
         on_shutdown: Callable[[], None],
-        on_unjoinable: Callable[[], Awaitable[None]],
+        on_unjoinable: Callable[[int], Awaitable[None]],
         until: Callable[[], Awaitable[None]],
     ) -> None:
         self._kernel = kernel
@@ -101,6 +103,7 @@ class IOThread(Actor):
             supervisor = await stack.enter_async_context(open_supervisor())
             drops = Drops()
             parts = await self._spawn_actors(supervisor, sockets, drops)
+            stack.enter_context(ends_the_kernel("the I/O thread"))
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(drops.tell)
             nursery.start_soon(self._end_with, parts.control)

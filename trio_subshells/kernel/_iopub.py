@@ -35,7 +35,8 @@ class IOPub(Actor):
     def __init__(self, session: WireSession, publisher: SubscriptionsPublisher) -> None:
         self._session = session
         self._publisher = publisher
-        # Both survive a restart of this actor.
+        # These survive a restart of this actor.
+        self._to_flush: set[OutputPort] = set()
         self._waiting: list[Letter] = []
         self._has_subscriber = False
 
@@ -43,10 +44,13 @@ class IOPub(Actor):
         """Serve until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._welcome)
+            for output in self._to_flush:
+                nursery.start_soon(self._flush_in_time, output)
             async for letter in mailbox:
                 match letter.message:
                     case FlushLater(output):
-                        nursery.start_soon(_flush_in_time, output)
+                        self._to_flush.add(output)
+                        nursery.start_soon(self._flush_in_time, output)
                     case AwaitSubscriber() if self._has_subscriber:
                         letter.reply()
                     case AwaitSubscriber():
@@ -82,7 +86,7 @@ class IOPub(Actor):
                 for letter in self._waiting:
                     letter.reply()
 
-
-async def _flush_in_time(output: OutputPort) -> None:
-    await trio.sleep(GATHERING_TIME)
-    output.flush()
+    async def _flush_in_time(self, output: OutputPort) -> None:
+        await trio.sleep(GATHERING_TIME)
+        self._to_flush.discard(output)
+        output.flush()

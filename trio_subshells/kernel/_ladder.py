@@ -61,7 +61,9 @@ async def end_cell(
                 for canceller in guard.cancellers(generation):
                     try:
                         canceller()
-                    except Exception:
+                    except (
+                        BaseException
+                    ):  # even a SystemExit: it is the author's code, in our thread
                         _log.exception("a canceller of a cell has failed")
                 guard.cancel(generation)
                 await trio.sleep(pause)

@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from ..actors import ActorRef, ActorState, ActorStatistics, ActorTerminated
+from ._errors import text_of
 from ._guard import SubshellGuards
 from ._limits import shortage
 from ._messages import AreYouReady
@@ -84,8 +85,9 @@ class SubshellLife:
         try:
             await self.ref.ask(AreYouReady(), timeout=math.inf)
         except ActorTerminated as error:
-            raise shortage(error.__cause__) or RuntimeError(
-                f"the subshell could not be set up: {error.__cause__ or error}"
+            cause = error if error.__cause__ is None else error.__cause__
+            raise shortage(cause) or RuntimeError(
+                f"the subshell could not be set up: {text_of(cause)}"
             ) from error
 
     def statistics(self) -> SubshellStatistics:

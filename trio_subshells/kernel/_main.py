@@ -16,6 +16,7 @@ import zmq
 
 from ..sockets import remove_ipc_files
 from ..wire import InvalidConnectionInfo, read_startup_file
+from ._errors import named
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
 from ._limits import raise_descriptor_limit
@@ -132,6 +133,11 @@ def _exit(action: Callable[[], None]) -> NoReturn:
     except (InvalidConnectionInfo, OSError, ValueError, LookupError, zmq.ZMQError) as error:
         logging.getLogger("trio_subshells").debug("the kernel could not start", exc_info=error)
         sys.exit(f"{_program()}: {_in_words(error)}")
+    except Exception as error:
+        logging.getLogger("trio_subshells").debug("the kernel has failed", exc_info=error)
+        failures = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+        told = "; ".join(named(each) for each in failures)
+        sys.exit(f"{_program()}: the kernel has failed: {told} (with --debug it says where)")
     sys.exit(0)
 
 
@@ -216,7 +222,7 @@ class _Interrupter(trio.TaskStatus[RunningKernel]):
         self._interrupt()
 
 
-async def _leave_by_force() -> None:
+async def _leave_by_force(status: int) -> None:
     """The kernel is shut down, but a thread is stuck in a call that doesn't return.
 
     Shielded, as everything else is about to be cancelled, and would wait for that thread.
@@ -227,4 +233,4 @@ async def _leave_by_force() -> None:
         if stream is not None:
             stream.flush()
     remove_ipc_files()
-    os._exit(0)
+    os._exit(status)

@@ -242,9 +242,15 @@ class WatchDeadline:
 
 @attrs.frozen
 class Shutdown:
-    """Asked by the kernel's scope at its end, or forwarded by the shell channel: end everything."""
+    """Asked by the kernel's scope at its end, or by the shell channel: end everything.
+
+    Attributes:
+        timeout: seconds for that.
+        failed: it is no client's wish: the kernel has failed.
+    """
 
     timeout: float
+    failed: bool = False
 
 
 @attrs.frozen

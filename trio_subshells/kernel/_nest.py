@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from ..actors import Actor, Mailbox, Stop, open_supervisor
+from ..actors import Actor, ActorRef, Mailbox, Stop, Supervisor, open_supervisor
+from ._faults import ends_the_kernel
 from ._messages import Spawn
 
 
@@ -18,16 +19,18 @@ class Nest(Actor):
     async def run(self, mailbox: Mailbox) -> None:
         """Spawn until cancelled."""
         async with open_supervisor() as supervisor:
-            async for letter in mailbox:
-                match letter.message:
-                    case Spawn(subshell, name, host):
-                        with letter.answering():
-                            letter.reply(
-                                await supervisor.spawn(
-                                    subshell,
-                                    name=name,
-                                    host=host,
-                                    capacity=math.inf,
-                                    on_failure=Stop(),
-                                )
-                            )
+            with ends_the_kernel("the nest"):
+                async for letter in mailbox:
+                    match letter.message:
+                        case Spawn() as spawn:
+                            with letter.answering():
+                                letter.reply(await self._spawn(supervisor, spawn))
+
+    async def _spawn(self, supervisor: Supervisor, spawn: Spawn) -> ActorRef:
+        return await supervisor.spawn(
+            spawn.subshell,
+            name=spawn.name,
+            host=spawn.host,
+            capacity=math.inf,
+            on_failure=Stop(),
+        )

@@ -70,7 +70,7 @@ async def open_kernel(
     connection: ConnectionInfo | None = None,
     *,
     make_raiser: Callable[[], Raiser] = AsyncRaiser,
-    on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+    on_unjoinable: Callable[[int], Awaitable[None]] | None = None,
     until: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> AsyncIterator[RunningKernel]:
     """Run a kernel in this process; its main shell is a task of the calling trio loop.
@@ -84,8 +84,8 @@ async def open_kernel(
         connection: where clients connect; ports of 0 become free ones. None: there are no clients,
             only this process.
         make_raiser: how what computes in the main shell is interrupted.
-        on_unjoinable: called, in the I/O thread, if a client shuts the kernel down and something
-            can't be ended; it may exit the process.
+        on_unjoinable: called, in the I/O thread, if something can't be ended when a client shuts
+            the kernel down, or when it has failed; it may exit the process, with the status given.
         until: called in the I/O thread; when it returns, the kernel is shut down as by a
             client.
 
@@ -182,19 +182,24 @@ def _one_as_itself() -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        errors = _leaves(group)
+        notes: list[str] = []
+        errors = _leaves(group, notes)
         # That an actor we asked has failed is but an echo of what it failed with.
         sources = [error for error in errors if not isinstance(error, ActorTerminated)]
         if len(sources or errors) != 1:
             raise
         (alone,) = sources or errors
+        for note in notes:
+            alone.add_note(note)
     if alone is not None:
         raise alone from alone.__cause__
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
+def _leaves(error: BaseException, notes: list[str]) -> list[BaseException]:
+    """What is in a group, and in the groups therein, whose notes are collected."""
     if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
+        notes += getattr(error, "__notes__", [])
+        return [leaf for each in error.exceptions for leaf in _leaves(each, notes)]
     return [error]
 
 
@@ -206,7 +211,7 @@ async def _shut_down(control: ActorRef) -> None:
             _log.debug("the kernel ended before it was shut down")
 
 
-async def _wait_for_them() -> None:
+async def _wait_for_them(status: int) -> None:
     """What can't be ended is waited for: leaving `open_kernel` joins everything."""
 
 
@@ -281,7 +286,7 @@ async def serve(
     *,
     task_status: trio.TaskStatus[RunningKernel] = trio.TASK_STATUS_IGNORED,
     make_raiser: Callable[[], Raiser] = AsyncRaiser,
-    on_unjoinable: Callable[[], Awaitable[None]] | None = None,
+    on_unjoinable: Callable[[int], Awaitable[None]] | None = None,
     until: Callable[[], Awaitable[None]] = trio.sleep_forever,
     registration_timeout: float = REGISTRATION_TIMEOUT,
 ) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -36,6 +37,7 @@ from ._channels import (
     unknown_type,
 )
 from ._drops import DropReason, Drops
+from ._faults import ends_the_kernel
 from ._ladder import SHUTDOWN_TIMEOUT
 from ._messages import (
     AbortPending,
@@ -65,6 +67,9 @@ MOST_PENDING_BYTES: Final = 1 << 28
 SUBSCRIBER_PATIENCE: Final = 1.0
 """Seconds after the start in which a first subscriber to iopub is waited for: not every client has
 an interest in output."""
+
+LAST_ANSWERS: Final = SHUTDOWN_TIMEOUT + 1
+"""Seconds that a kernel which ends by a failure has to end its cells, and to answer for them."""
 
 
 @attrs.define
@@ -128,12 +133,62 @@ class ShellChannel(Actor):
         self._heard = False  # somebody listens on iopub, or nobody is expected to
 
     async def run(self, mailbox: Mailbox) -> None:
-        """Serve until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._receive_requests, nursery)
-            nursery.start_soon(self._await_subscriber)
+        """Serve until cancelled; then answer what is owed."""
+        failed = False
+        try:
+            with ends_the_kernel("the shell channel"):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._receive_requests, nursery)
+                    nursery.start_soon(self._await_subscriber)
+                    async for letter in mailbox:
+                        self._handle(letter, nursery)
+        except Exception:
+            failed = True
+            raise
+        finally:
+            if failed or self._subshell_of:
+                await self._answer_last(mailbox)
+
+    async def _answer_last(self, mailbox: Mailbox) -> None:
+        """The kernel is ending, but not by a shutdown: see `_faults`."""
+
+        async def go_on() -> None:
             async for letter in mailbox:
-                self._handle(letter, nursery)
+                self._handle_last(letter)
+
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(go_on)
+                with trio.move_on_after(LAST_ANSWERS), suppress(ActorTerminated):
+                    await self._control.ask(
+                        Shutdown(SHUTDOWN_TIMEOUT, failed=True), timeout=math.inf
+                    )
+                self._routes.clear()
+                self._started = True
+                self._take_what_is_there(None, nursery)
+                nursery.cancel_scope.cancel()
+        for key in list(self._subshell_of):
+            pending = self._forget(key)
+            content = error_content("KernelDied", "the kernel has ended before this was answered")
+            if pending is None or pending.request.header.msg_type in COMM_TYPES:
+                continue
+            if pending.letter is not None:
+                pending.letter.reply(content)
+            else:
+                self._send(pending.request, content)
+
+    def _handle_last(self, letter: Letter) -> None:
+        match letter.message:
+            case Answer() as answer:
+                self._answer(answer)
+            case AbortPending(subshell_id, keep):
+                letter.reply(self._abort(subshell_id, keep))
+            case TakeWhatIsThere(subshell_id):
+                self._tell(subshell_id, ThatIsAll())
+            case Submit():
+                letter.reply(unknown_subshell(None))
+            case _:
+                letter.reply()
 
     def _handle(self, letter: Letter, nursery: trio.Nursery) -> None:
         match letter.message:
@@ -182,8 +237,14 @@ class ShellChannel(Actor):
         for work in early:
             if self._is_early(work):
                 self._early.append(work)
-            elif None in self._routes:  # else it has been ended, and they were answered
-                self._routes[None].tell_nowait(work)
+            else:
+                self._tell(None, work)
+
+    def _tell(self, subshell_id: str | None, message: object) -> None:
+        """Tell a subshell, unless it is being ended: then it waits for nothing."""
+        if subshell_id in self._routes:
+            with suppress(ActorTerminated):  # it has died; the control handler will say so
+                self._routes[subshell_id].tell_nowait(message)
 
     # --------------------------------------------------------------------- requests of clients
 
@@ -204,8 +265,7 @@ class ShellChannel(Actor):
         with suppress(trio.WouldBlock):
             while True:
                 self._take(self._clients.receive_nowait(), nursery)
-        if subshell_id in self._routes:  # else it is being ended, and waits for nothing
-            self._routes[subshell_id].tell_nowait(ThatIsAll())
+        self._tell(subshell_id, ThatIsAll())
 
     def _take(self, envelope: Envelope, nursery: trio.Nursery) -> None:
         msg_type = envelope.header.msg_type
@@ -305,10 +365,11 @@ class ShellChannel(Actor):
             self._serve_here(request, error_content("MalformedMessage", error.detail))
             return
         self._output.status("busy", request.header)
-        await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=10 * SHUTDOWN_TIMEOUT)
-        self._send(request, {"status": "ok", "restart": restart})
-        self._output.status("idle", request.header)
-        await self._control.tell(Leave())
+        with suppress(ActorTerminated):  # then it has failed, and the kernel ends as well
+            await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=10 * SHUTDOWN_TIMEOUT)
+            self._send(request, {"status": "ok", "restart": restart})
+            self._output.status("idle", request.header)
+            await self._control.tell(Leave())
 
     # ------------------------------------------------------------------------ answers to clients
 

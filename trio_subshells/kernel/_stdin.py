@@ -12,7 +12,7 @@ import math
 import attrs
 import trio
 
-from ..actors import Actor, ActorRef, Letter, Mailbox
+from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
 from ..wire import Header, MalformedMessage, WireSession
 from ._channels import ClientSocket
 from ._drops import DropReason
@@ -111,7 +111,10 @@ class Prompter:
 
     async def ask(self, text: str, *, password: bool) -> str:
         """Ask the client; the prompt is withdrawn if this is cancelled."""
-        answer: str = await self._stdin.ask(self._prompt(text, password), timeout=math.inf)
+        try:
+            answer: str = await self._stdin.ask(self._prompt(text, password), timeout=math.inf)
+        except ActorTerminated as error:
+            raise _lost() from error
         return answer
 
     def blocking_ask(self, text: str, *, password: bool) -> str:
@@ -120,7 +123,15 @@ class Prompter:
             answer: str = self._stdin.ask_blocking(self._prompt(text, password), timeout=math.inf)
         except trio.WouldBlock:
             raise ConnectionError("too many cells ask for input at the same time") from None
+        except ActorTerminated as error:
+            raise _lost() from error
         return answer
 
     def _prompt(self, text: str, password: bool) -> Prompt:
         return Prompt(self._idents, self._parent, str(text), password)
+
+
+def _lost() -> ConnectionError:
+    return ConnectionError(
+        "the prompt is lost, as the kernel's stdin channel has failed; ask again"
+    )

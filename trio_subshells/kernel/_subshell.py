@@ -8,17 +8,21 @@ that came before it: a cell that is run after a slider was moved reads the new v
 Each request and each comm message is served under a `CellGuard`, so that it can be interrupted.
 There are two of these (`SubshellGuards`), as one of each may run at the same time. The subshell
 is ended by cancelling its actor; what it was running then gets an error reply from here, what was
-queued is answered by the shell channel.
+queued is answered by the shell channel. It may also die by itself, of what the author's
+`Kernel.subshell` raises, say. Then, too, what it was running gets its error reply from here, as
+soon as it is known what it has died of.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -26,11 +30,13 @@ from typing import Any, Final
 import attrs
 import trio
 
-from ..actors import Actor, Letter, Mailbox
+from ..actors import Actor, ActorTerminated, Letter, Mailbox
 from ..sockets import open_publisher
-from ..wire import EncodeError, MalformedMessage, Message
+from ..wire import EncodeError, Header, MalformedMessage, Message
 from ._cell import Cell
 from ._channels import COMM_TYPES, error_content, reply_type
+from ._errors import named, text_of
+from ._faults import ends_the_kernel, without_cancelled
 from ._guard import CellEnded, EndReason, Raiser, SubshellGuards
 from ._kernel import Kernel
 from ._messages import (
@@ -57,6 +63,15 @@ awaits what never comes must not take the subshell away."""
 
 LONGEST_HISTORY: Final = 10_000
 """Executed cells that a subshell remembers for the default `Kernel.history`."""
+
+
+@attrs.define
+class _Serving:
+    """A request for which clients have seen ``busy``, and no ``idle`` yet."""
+
+    work: Work
+    cell: Cell | None = None
+    answered: bool = False
 
 
 @attrs.frozen
@@ -97,6 +112,8 @@ class Subshell(Actor):
         self._comms: deque[Work] = deque()
         self._comms_wait = trio.lowlevel.ParkingLot()
         self._comms_taken = self._comms_served = 0
+        self._serving: _Serving | None = None
+        self._comm_served: Header | None = None
         self._all_is_there = trio.Event()
         self._count = 0
         self._executed: deque[HistoryEntry] = deque(maxlen=LONGEST_HISTORY)
@@ -110,10 +127,57 @@ class Subshell(Actor):
         async with open_publisher(wiring.context, wiring.publisher_url) as publisher:
             self._output = OutputPort(wiring.session, publisher, wiring.flush_later)
             try:
-                async with self._kernel.subshell(self._info) as self._state:
-                    await self._serve(mailbox)
+                with ends_the_kernel("the main shell") if self._info.is_main else nullcontext():
+                    await self._live(mailbox)
+            except BaseException as error:
+                self._answer_last(error)
+                raise
             finally:
                 self._output.close()
+
+    async def _live(self, mailbox: Mailbox) -> None:
+        """Serve within the author's `Kernel.subshell`; never returns."""
+        served: BaseException | None = None
+        try:
+            async with self._kernel.subshell(self._info) as self._state:
+                try:
+                    await self._serve(mailbox)
+                except BaseException as error:
+                    served = error
+                    raise
+        except BaseException as error:
+            if self._info.is_main or _is_harmless(error):
+                raise
+            # The author's code wants to end more than its subshell. That is not for it to decide.
+            raise RuntimeError(f"Kernel.subshell() has raised {named(error)}") from error
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise RuntimeError(
+            "Kernel.subshell() has ended its subshell: "
+            "it has cancelled, or swallowed the end of, what runs inside of it"
+        ) from served
+
+    def _answer_last(self, error: BaseException) -> None:
+        """The subshell has ended, or has died of an error: tell those who wait for what it ran."""
+        cause = without_cancelled(error)
+        if self._serving is not None:
+            work = self._serving.work
+            if not self._serving.answered:
+                if cause is None:
+                    content = self._ended_content(CellEnded(self._why_ended()), None, 0)
+                else:
+                    content = self._died_content(cause)
+                self._publish_error(content)
+                self._answer(work, content)
+            self._output.status("idle", work.request.header)
+        if self._comm_served is not None:
+            self._output.status("idle", self._comm_served)
+
+    def _died_content(self, cause: BaseException) -> dict[str, Any]:
+        ename = "KernelDied" if self._info.is_main else "SubshellDied"
+        who = "the main shell" if self._info.is_main else f"subshell {self._info.name}"
+        evalue = f"{who} has died of {named(cause)}"
+        lines = _error_of(cause)["traceback"]
+        return error_content(ename, evalue, [*lines, f"{ename}: {evalue}"])
 
     async def _serve(self, mailbox: Mailbox) -> None:
         async with trio.open_nursery() as nursery:
@@ -150,12 +214,11 @@ class Subshell(Actor):
                     await self._requests_wait.park()
             work = self._backlog.popleft().work
             header = work.request.header
+            self._serving = _Serving(work)
             self._output.status("busy", header)
-            to_abort: list[Work] = []
-            try:
-                to_abort = await self._serve_one(work)
-            finally:
-                self._output.status("idle", header)
+            to_abort = await self._serve_one(work)  # if this raises, _answer_last does the rest
+            self._output.status("idle", header)
+            self._serving = None
             for aborted in to_abort:
                 self._output.status("busy", aborted.request.header)
                 self._answer(aborted, {"status": "aborted"})
@@ -184,12 +247,15 @@ class Subshell(Actor):
             content = self._ended_content(ended, None, 0)
         except BaseException as error:
             if _has_cancelled(error) and trio.current_effective_deadline() == -math.inf:
-                # This subshell is ending: the next checkpoint says so again, and says only that,
+                # This subshell is ending. The checkpoint says so again, and says only that,
                 # whatever else the code has raised together with it.
+                if self._guard.closed is None:  # not by us: what it dies of will be known later
+                    await trio.lowlevel.checkpoint()
                 content = self._ended_content(CellEnded(self._why_ended()), None, 0)
             else:
                 _log.exception("a %s has failed", work.request.header.msg_type)
                 content = _error_of(error)
+            self._publish_error(content)
         try:
             if stop_on_error and content["status"] == "error":
                 # What is sent once the error is known is sent in spite of it: so this must be
@@ -199,7 +265,14 @@ class Subshell(Actor):
         finally:
             self._answer(work, content, started)
 
+    def _publish_error(self, content: dict[str, Any]) -> None:
+        if self._serving is not None and self._serving.cell is not None:
+            shown = {key: content[key] for key in ("ename", "evalue", "traceback")}
+            self._serving.cell.publish("error", shown)
+
     def _answer(self, work: Work, content: dict[str, Any], started: str | None = None) -> None:
+        if self._serving is not None and self._serving.work is work:
+            self._serving.answered = True
         if work.request.header.msg_type == "execute_request":
             content.setdefault("execution_count", self._count)
         if work.internal:
@@ -211,7 +284,13 @@ class Subshell(Actor):
                 content = error_content("EncodeError", f"the reply can't be sent: {error}")
                 frames = self._frames(work, content, started)
             answer = Answer(work.key, frames=frames)
-        self._wiring.shell.tell_nowait(answer)
+        self._tell_shell(answer)
+
+    def _tell_shell(self, message: object) -> None:
+        try:
+            self._wiring.shell.tell_nowait(message)
+        except ActorTerminated:
+            _log.debug("the shell channel has ended, and is not told of %r", type(message))
 
     def _frames(self, work: Work, content: dict[str, Any], started: str | None) -> list[bytes]:
         return self._wiring.session.serialize(
@@ -226,7 +305,10 @@ class Subshell(Actor):
     async def _take_queued_executes(self) -> list[Work]:
         """Take the executes out of the queue, those included that have just reached the socket."""
         self._all_is_there = trio.Event()
-        self._wiring.shell.tell_nowait(TakeWhatIsThere(self._info.id))
+        try:
+            self._wiring.shell.tell_nowait(TakeWhatIsThere(self._info.id))
+        except ActorTerminated:
+            return []  # the kernel ends: then all of them are aborted
         await self._all_is_there.wait()
         taken: list[Work] = []
         kept: deque[_Queued] = deque()
@@ -243,6 +325,8 @@ class Subshell(Actor):
     async def _execute(self, work: Work, message: Message) -> dict[str, Any]:
         timeout = read_timeout(message)
         cell = self._make_cell(work, message)
+        if self._serving is not None:
+            self._serving.cell = cell
         place.set(Place(self._wiring.running, self._info, cell))
         started = time.monotonic()
         try:
@@ -267,7 +351,7 @@ class Subshell(Actor):
             }
         finally:
             place.set(Place(self._wiring.running, self._info))
-        cell.publish("error", {key: content[key] for key in ("ename", "evalue", "traceback")})
+        self._publish_error(content)
         return {
             **content,
             "execution_count": self._count,
@@ -312,7 +396,7 @@ class Subshell(Actor):
         return expressions
 
     def _why_ended(self) -> EndReason:
-        return self._guard.closed or EndReason.SHUTDOWN
+        return self._guard.closed or EndReason.DIED
 
     def _ended_content(
         self, ended: CellEnded, timeout: float | None, elapsed: float
@@ -328,6 +412,8 @@ class Subshell(Actor):
                 evalue = f"subshell {self._info.name} was deleted while it ran the cell"
             case EndReason.SHUTDOWN:
                 evalue = "the kernel was shut down while it ran the cell"
+            case EndReason.DIED:
+                evalue = "the kernel has failed while it ran the cell"
         last_line = f"{ended.reason.value}: {evalue}"
         if ended.__cause__ is None:
             return error_content(ended.reason.value, evalue, [last_line])
@@ -345,22 +431,23 @@ class Subshell(Actor):
                 continue
             work = self._comms.popleft()
             header = work.request.header
+            self._comm_served = header
             self._output.status("busy", header)
             try:
                 await self._comm_guard.run(
                     partial(self._serve_comm, work), what=header.msg_type, raiser=self._raiser
                 )
             except MalformedMessage as error:
-                self._wiring.shell.tell_nowait(Dropped(error.reason, str(error)))
+                self._tell_shell(Dropped(error.reason, str(error)))
             except CellEnded as ended:
                 if ended.started:
                     _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
             except BaseException as error:  # a handler's SystemExit is no reason to end, too
                 if not _has_cancelled(error):  # else the checkpoint below says so again
                     _log.exception("a %s has failed", header.msg_type)
-            finally:
-                self._output.status("idle", header)
-                self._wiring.shell.tell_nowait(Answer(work.key))
+            self._output.status("idle", header)
+            self._comm_served = None
+            self._tell_shell(Answer(work.key))
             self._comms_served += 1
             self._requests_wait.unpark()
             await trio.lowlevel.checkpoint()
@@ -383,6 +470,15 @@ def _has_cancelled(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
+def _is_harmless(error: BaseException) -> bool:
+    """Whether it ends a subshell, and no more: a failure, a cancellation, or a user's Ctrl-C."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_harmless(each) for each in error.exceptions)
+    if isinstance(error, KeyboardInterrupt):
+        return threading.current_thread() is threading.main_thread()
+    return isinstance(error, Exception | trio.Cancelled)
+
+
 def _error_of(error: BaseException) -> dict[str, Any]:
     """What the error reply says of an exception that left a kernel author's code."""
     if isinstance(error, CellError):
@@ -390,8 +486,4 @@ def _error_of(error: BaseException) -> dict[str, Any]:
     frames = without_our_frames(error.__traceback__, __package__)
     lines = traceback.format_exception(type(error), error, frames or error.__traceback__)
     text = "".join(lines).rstrip("\n")
-    try:
-        evalue = str(error)
-    except BaseException as worse:  # its __str__ is the author's code, too
-        evalue = f"<its text can't be had: {type(worse).__name__}>"
-    return error_content(type(error).__name__, evalue, text.split("\n"))
+    return error_content(type(error).__name__, text_of(error), text.split("\n"))
