@@ -200,7 +200,7 @@ class RunningKernel:
                 self.first_cell = time.perf_counter() - begin
                 self.client.wait_for_iopub()
         except BaseException as error:
-            output = "" if self._why_dead() else self._last_output()
+            output = "" if self.why_dead() else self._last_output()
             self.close()
             if isinstance(error, ProbeFailed):
                 raise ProbeFailed(f"did not start: {error}{output}") from error
@@ -330,7 +330,8 @@ class RunningKernel:
         except psutil.NoSuchProcess:
             return []
 
-    def _why_dead(self) -> str | None:
+    def why_dead(self) -> str | None:
+        """Return why the process will never answer, or None while it lives."""
         code = self._process.poll()
         if code is None:
             return None
@@ -342,7 +343,7 @@ class RunningKernel:
         return f"; it said: {text[-300:]}" if text else ""
 
     def _new_client(self, keys: tuple[bytes, bytes] | None) -> Client:
-        return Client(self.connection, self._why_dead, store_history=self._store_history, keys=keys)
+        return Client(self.connection, self.why_dead, store_history=self._store_history, keys=keys)
 
     def _clean_up(self) -> None:
         for client in (self.client, *self._others):

@@ -316,6 +316,31 @@ async def test_the_handlers_of_wrong_comm_messages_count_too() -> None:
         assert await drops(at) == {("shell", "bad_content"): 1}
 
 
+async def test_comm_messages_for_a_subshell_that_ends_become_idle() -> None:
+    """Those that wait there, and that which is being handled: each busy once, and idle once."""
+    handling = Flag()
+
+    class Slow(Willing):
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            handling.set()
+            await trio.sleep_forever()
+
+    async with served(Slow()) as at:
+        subshell_id = await at.client.create_subshell()
+        comms = [
+            at.client.request("comm_msg", {"comm_id": "c"}, subshell_id=subshell_id)
+            for _ in range(5)
+        ]
+        await handling.wait()
+        await check_alive(at.client)
+        await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        for comm in comms:
+            await comm.idle()
+        await check_alive(at.client)
+        for comm in comms:
+            assert [each.content["execution_state"] for each in comm.published] == ["busy", "idle"]
+
+
 # ------------------------------------------------------------------------------------- too much
 
 

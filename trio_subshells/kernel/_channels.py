@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from ..sockets import Ledger
 from ..wire import Channel, Envelope, MalformedMessage, MalformedReason, Receiver
 from ._drops import DropReason, Drops
 
@@ -53,6 +54,15 @@ LARGE_MESSAGE: Final = 1 << 20
 300 ms, in which the other channels would stand still."""
 
 
+LARGE_REPLY: Final = 1 << 14
+"""Bytes. Larger ones are counted, for each client."""
+
+MOST_UNREAD: Final = 1 << 26
+"""Bytes of large replies that may wait for one client; there may be one that comes to more."""
+
+_UNREAD: Final = "it is for a client that doesn't read"
+
+
 class FramesSocket(Protocol):
     """What the channels need of a ROUTER; implemented by `trio_subshells.sockets.Socket`."""
 
@@ -83,6 +93,7 @@ class ClientSocket:
         self._socket = socket
         self._receiver = receiver
         self._drops = drops
+        self._unread: dict[bytes, Ledger] = {}  # of clients that have large replies to take
         self.verifying: trio.Event | None = None
         """There while a large message is being verified; set once `receive` has returned it."""
 
@@ -158,12 +169,21 @@ class ClientSocket:
     def send(self, frames: Sequence[bytes]) -> bool:
         """Send to the client that the first frame names; if it doesn't read, drop and count it.
 
-        Returns whether it was sent.
+        It doesn't, if ZMQ's queue for it is full, or if what is large in there comes to
+        `MOST_UNREAD` bytes. Returns whether it was sent.
         """
+        size = sum(map(len, frames))
+        if size > LARGE_REPLY:
+            self._unread = {ident: each for ident, each in self._unread.items() if each.held}
+            ledger = self._unread.setdefault(frames[0], Ledger(MOST_UNREAD))
+            if ledger.refuses(size):
+                self.drop(DropReason.NOT_READ, _UNREAD)
+                return False
+            frames = ledger.lent(frames, size)
         try:
             self._socket.send_nowait(frames)
         except trio.WouldBlock:
-            self.drop(DropReason.NOT_READ, "it is for a client that doesn't read")
+            self.drop(DropReason.NOT_READ, _UNREAD)
             return False
         return True
 

@@ -349,9 +349,9 @@ class ControlHandler(Actor):
         if life.gone.is_set():
             return True
         life.unjoinable = True
-        running = life.guards.requests.running
-        keep = running if isinstance(running, int) else None
-        await self._wiring.shell.ask(AbortPending(life.info.id, keep), timeout=math.inf)
+        await self._wiring.shell.ask(
+            AbortPending(life.info.id, _running_in(life)), timeout=math.inf
+        )
         return False
 
     # ---------------------------------------------------------------------- interrupt, deadlines
@@ -441,8 +441,7 @@ class ControlHandler(Actor):
                     await trio.sleep_forever()
             if deadline.cancelled_caught:
                 stuck.append(life.info.name)
-            running = life.guards.requests.running
-            keep = running if deadline.cancelled_caught and isinstance(running, int) else None
+            keep = _running_in(life) if deadline.cancelled_caught else frozenset[int]()
             with suppress(ActorTerminated):
                 await self._wiring.shell.ask(AbortPending(life.info.id, keep), timeout=math.inf)
 
@@ -452,3 +451,9 @@ class ControlHandler(Actor):
         if stuck:
             _log.error("the kernel has failed, and these can't be ended: %s", ", ".join(stuck))
             await self._on_unjoinable(1)
+
+
+def _running_in(life: SubshellLife) -> frozenset[int]:
+    """The keys of the `Work` that a subshell is serving."""
+    running = [guard.running for guard in life.guards]
+    return frozenset(key for key in running if isinstance(key, int))

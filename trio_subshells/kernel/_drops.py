@@ -37,7 +37,8 @@ class DropReason(enum.StrEnum):
     TOO_MANY = "too_many"
     """A comm message for a subshell in which too much waits already."""
     NOT_READ = "not_read"
-    """Something for a client that doesn't read what it is sent."""
+    """Something for a client that doesn't read what it is sent. On iopub: everything that waited
+    for such a client, which counts as one, or an output that came when too much was waiting."""
 
 
 @attrs.frozen
@@ -70,22 +71,25 @@ class Drops:
         self._entries: dict[tuple[str, MalformedReason | DropReason], _Entry] = {}
         self._untold = trio.lowlevel.ParkingLot()
 
-    def add(self, channel: str, reason: MalformedReason | DropReason, detail: str) -> None:
+    def add(
+        self, channel: str, reason: MalformedReason | DropReason, detail: str, count: int = 1
+    ) -> None:
         """Count a message that is dropped.
 
         Args:
             channel: its channel.
             reason: the kind of reason.
             detail: the reason in words, for the log.
+            count: how many there are of that kind.
         """
         entry = self._entries.setdefault((channel, reason), _Entry())
-        entry.count += 1
-        if entry.count == 1:
+        entry.count += count
+        if entry.told == 0:
             entry.told = 1
             _log.warning("dropped a message on the %s channel: %s", channel, _tamed(detail))
-            return
         entry.latest = detail
-        self._untold.unpark_all()
+        if entry.told < entry.count:
+            self._untold.unpark_all()
 
     async def tell(self) -> None:
         """Log what has come together, now and then; until cancelled, and then the rest."""

@@ -29,7 +29,7 @@ from ..sockets import (
 from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._channels import ClientSocket
 from ._control import ControlHandler
-from ._drops import Drops
+from ._drops import DropReason, Drops
 from ._faults import ends_the_kernel
 from ._iopub import IOPub
 from ._kernel import Kernel
@@ -41,6 +41,9 @@ from ._stdin import StdinChannel
 
 CLOSE_DEAD_PEERS: SocketOptions = {"tcp_keepalive": 1, "tcp_keepalive_idle": 120}
 """The connection of a machine that has gone without a word ends, and with it what waits for it."""
+
+MOST_UNREAD_REPLIES = 10_000
+"""Replies that may wait for one client; for the large ones see `ClientSocket.send`, too."""
 
 LINGER_MS = 1000
 """How long the last replies and outputs may take to leave the process."""
@@ -99,9 +102,9 @@ class IOThread(Actor):
     async def run(self, mailbox: Mailbox) -> None:
         """Set everything up, tell, and stay until cancelled."""
         async with AsyncExitStack() as stack:
-            sockets = await self._open_sockets(stack)
-            supervisor = await stack.enter_async_context(open_supervisor())
             drops = Drops()
+            sockets = await self._open_sockets(stack, drops)
+            supervisor = await stack.enter_async_context(open_supervisor())
             parts = await self._spawn_actors(supervisor, sockets, drops)
             stack.enter_context(ends_the_kernel("the I/O thread"))
             nursery = await stack.enter_async_context(trio.open_nursery())
@@ -111,11 +114,17 @@ class IOThread(Actor):
                 if isinstance(letter.message, WhatIsThere):
                     letter.reply(parts)
 
-    async def _open_sockets(self, stack: AsyncExitStack) -> _Sockets:
+    async def _open_sockets(self, stack: AsyncExitStack, drops: Drops) -> _Sockets:
         """Bind everything that clients connect to; the stack closes it."""
         urls = dict(self._urls)
+
+        options: SocketOptions = {**CLOSE_DEAD_PEERS, **self._options}
+
+        def lose(count: int, what: str) -> None:
+            drops.add("iopub", DropReason.NOT_READ, what, count)
+
         iopub = await stack.enter_async_context(
-            open_iopub_device(self._context, urls["iopub"], **self._options)
+            open_iopub_device(self._context, urls["iopub"], on_loss=lose, **options)
         )
         urls["iopub"] = iopub.url
         if "hb" in urls:
@@ -201,7 +210,7 @@ class IOThread(Actor):
         options: SocketOptions = {
             "linger": LINGER_MS,
             "router_handover": True,
-            "sndhwm": 100_000,
+            "sndhwm": MOST_UNREAD_REPLIES,
             "maxmsgsize": self._kernel.largest_frame,
             **CLOSE_DEAD_PEERS,
             **self._options,

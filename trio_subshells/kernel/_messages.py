@@ -170,11 +170,11 @@ class AbortPending:
 
     Attributes:
         subshell_id: of the subshell, which takes no requests any more.
-        keep: the key of the `Work` that it may still answer itself, as it is stuck in it.
+        keep: the keys of the `Work` that it may still finish itself, as it is stuck in it.
     """
 
     subshell_id: str | None
-    keep: int | None = None
+    keep: frozenset[int] = frozenset()
 
 
 @attrs.frozen

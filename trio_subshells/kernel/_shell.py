@@ -382,23 +382,20 @@ class ShellChannel(Actor):
         elif answer.frames is not None:
             self._clients.send(answer.frames)
 
-    def _abort(self, subshell_id: str | None, keep: int | None) -> int:
+    def _abort(self, subshell_id: str | None, keep: frozenset[int]) -> int:
         """Answer what a subshell won't answer any more; returns how many requests that were."""
         queue = self._queues.get(subshell_id, _Queue())
-        keys = [key for key in queue.pending if key != keep]
-        aborted = 0
+        keys = [key for key in queue.pending if key not in keep]
         for key in keys:
             pending = self._forget(key)
-            if pending is None or pending.request.header.msg_type in COMM_TYPES:
-                continue
-            content: dict[str, Any] = {"status": "aborted"}
-            if pending.request.header.msg_type == "execute_request":
-                content["execution_count"] = 0
-            self._refuse(pending.request, pending.letter, content)
-            aborted += 1
+            if pending is not None:
+                content: dict[str, Any] = {"status": "aborted"}
+                if pending.request.header.msg_type == "execute_request":
+                    content["execution_count"] = 0
+                self._refuse(pending.request, pending.letter, content)
         if not queue.pending:
             self._queues.pop(subshell_id, None)
-        return aborted
+        return len(keys)
 
     def _forget(self, key: int) -> _Pending | None:
         if key not in self._subshell_of:

@@ -435,7 +435,7 @@ class Subshell(Actor):
             self._output.status("busy", header)
             try:
                 await self._comm_guard.run(
-                    partial(self._serve_comm, work), what=header.msg_type, raiser=self._raiser
+                    partial(self._serve_comm, work), what=work.key, raiser=self._raiser
                 )
             except MalformedMessage as error:
                 self._tell_shell(Dropped(error.reason, str(error)))

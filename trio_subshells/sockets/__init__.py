@@ -4,6 +4,8 @@
 - `InprocTransport`: wakes actors of other threads (`trio_subshells.actors`) through inproc sockets.
 - `open_iopub_device`, `open_publisher`, `open_heartbeat_device`: the two Jupyter channels that need
   no Python, and so no GIL, once they run.
+- `Ledger`: how many bytes libzmq holds for those who don't read; `SubscriberLimits`: how many of
+  them an iopub device puts up with.
 
 A `Context` may be shared by threads. Everything else here belongs to the thread that opened it.
 """
@@ -13,9 +15,11 @@ from trio_subshells.actors import open_channel
 from ._context import Context, ContextStatistics, SocketsLeftOpenError, open_context
 from ._device import HeartbeatDevice, IOPubDevice, open_heartbeat_device, open_iopub_device
 from ._ipc import remove_ipc_files
+from ._ledger import Ledger
 from ._options import SocketOptions
 from ._publisher import Publisher, PublisherStatistics, Subscription, open_publisher
 from ._socket import Socket, SocketStatistics
+from ._subscribers import SubscriberLimits
 from ._transport import InprocBell, InprocTransport
 
 __all__ = [
@@ -25,12 +29,14 @@ __all__ = [
     "IOPubDevice",
     "InprocBell",
     "InprocTransport",
+    "Ledger",
     "Publisher",
     "PublisherStatistics",
     "Socket",
     "SocketOptions",
     "SocketStatistics",
     "SocketsLeftOpenError",
+    "SubscriberLimits",
     "Subscription",
     "open_channel",
     "open_context",

@@ -19,6 +19,7 @@ import attrs
 import zmq
 
 from ._descriptors import check_descriptors
+from ._ledger import Ledger
 from ._options import DEFAULT_LINGER_MS, SocketOptions, apply_options
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Context:
         self._lock = threading.Lock()
         self._closed = False
         self._entries: dict[zmq.Socket[bytes], _Entry] = {}  # in the order of opening
+        self._ledgers: dict[str, Ledger] = {}  # of the iopub devices, by where one publishes
         self._lingering_until = 0.0  # time.monotonic()
         self._numbers = itertools.count(1)
 
@@ -175,6 +177,15 @@ class Context:
         with self._lock:
             self._entries.pop(raw, None)
             self._lingering_until = max(self._lingering_until, time.monotonic() + linger_ms / 1000)
+
+    @contextmanager
+    def _ledger_at(self, publisher_url: str, ledger: Ledger) -> Iterator[None]:
+        """Where publishers to an iopub device find its ledger, for as long as it runs."""
+        self._ledgers[publisher_url] = ledger
+        try:
+            yield
+        finally:
+            del self._ledgers[publisher_url]
 
     def close(self) -> None:
         """End the context; see `open_context` for how. Closing it again does nothing.

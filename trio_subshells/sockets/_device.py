@@ -22,6 +22,7 @@ from ._context import Context, check_room_for_threads
 from ._options import SocketOptions, apply_options
 from ._publisher import Publisher, finish_publisher, start_publisher
 from ._socket import bind_raw
+from ._subscribers import SubscriberLimits, open_subscribers
 
 DEFAULT_SNDHWM = 100_000
 
@@ -108,16 +109,27 @@ def _raw_socket(
         context._close_raw(raw, None)
 
 
+def _ignore_loss(count: int, what: str) -> None:
+    """Nobody wants to know."""
+
+
 @asynccontextmanager
 async def open_iopub_device(
-    context: Context, url: str, **options: Unpack[SocketOptions]
+    context: Context,
+    url: str,
+    *,
+    limits: SubscriberLimits | None = None,
+    on_loss: Callable[[int, str], None] | None = None,
+    **options: Unpack[SocketOptions],
 ) -> AsyncIterator[IOPubDevice]:
     """A thread that carries what publishers publish to the clients that have subscribed to it.
 
     An XSUB, on inproc, takes from the publishers of all threads; an XPUB, at `url`, gives to the
-    clients and tells the publishers of every subscription, as the welcome of JEP 65 needs it. A
-    client that is too slow loses messages once ``sndhwm`` (100,000 unless given) of them wait for
-    it. One that sends more than a subscription is disconnected (``maxmsgsize``, 4096 bytes).
+    clients and tells the publishers of every subscription, as the welcome of JEP 65 needs it.
+
+    A client that doesn't read is disconnected when too many bytes wait for it, as `limits` says; it
+    also loses messages once ``sndhwm`` (100,000 unless given) of them wait for it. One that sends
+    more than a subscription is disconnected, too (``maxmsgsize``, 4096 bytes).
 
     At the end, close the publishers first: everything they have published by then goes out to the
     clients, for as long as the XPUB lingers (``linger``, in ms, 1000 unless given). The thread is
@@ -127,6 +139,9 @@ async def open_iopub_device(
     Args:
         context: that of the publishers.
         url: where to listen, as for `Socket.bind`.
+        limits: how much may wait for clients; the defaults of `SubscriberLimits` if left out.
+        on_loss: called, in this loop, with a number and a text, when clients that don't read have
+            been disconnected, or messages weren't published.
         options: of the XPUB (``curve_server=True``, ...).
 
     Raises:
@@ -154,33 +169,40 @@ async def open_iopub_device(
         _raw_socket(context, zmq.SocketType.PAIR, f"iopub control of {url}", {}) as control,
         _raw_socket(context, zmq.SocketType.PAIR, f"iopub steering of {url}", {}) as steering,
     ):
-        xsub.bind(publisher_url)
-        xsub.send(b"\1")  # everything, for every publisher that will ever connect
-        control.bind(control_url)
-        steering.connect(control_url)
-        with start_publisher(context, publisher_url, notified=True) as publisher:
-            xsub.get(zmq.EVENTS)  # lets it in: nobody else runs the XSUB yet
-            await finish_publisher(publisher)
-            # Only now may clients come. A subscription to a topic that somebody has subscribed to
-            # before isn't repeated to a publisher that comes later, and so would get no welcome.
-            actual_url, file = bind_raw(xpub, url)
+        async with open_subscribers(
+            context, xpub, limits or SubscriberLimits(), on_loss or _ignore_loss
+        ) as ledger:
+            xsub.bind(publisher_url)
+            xsub.send(b"\1")  # everything, for every publisher that will ever connect
+            control.bind(control_url)
+            steering.connect(control_url)
+            with (
+                context._ledger_at(publisher_url, ledger),
+                start_publisher(context, publisher_url, notified=True) as publisher,
+            ):
+                xsub.get(zmq.EVENTS)  # lets it in: nobody else runs the XSUB yet
+                await finish_publisher(publisher)
+                # Only now may clients come. A subscription to a topic that somebody has subscribed
+                # to before isn't repeated to a publisher that comes later, and so would get no
+                # welcome.
+                actual_url, file = bind_raw(xpub, url)
 
-            def run() -> None:
-                zmq.proxy_steerable(xsub, xpub, None, control)
-                with suppress(zmq.Again):
-                    while True:  # told to end, the proxy doesn't look for what is left
-                        xpub.send_multipart(xsub.recv_multipart(zmq.NOBLOCK))
+                def run() -> None:
+                    zmq.proxy_steerable(xsub, xpub, None, control)
+                    with suppress(zmq.Again):
+                        while True:  # told to end, the proxy doesn't look for what is left
+                            xpub.send_multipart(xsub.recv_multipart(zmq.NOBLOCK))
 
-            thread = _DeviceThread(f"iopub {actual_url}", run)
-            try:
-                yield IOPubDevice(actual_url, publisher_url, publisher)
-            finally:
-                publisher.close()
-                with suppress(zmq.ContextTerminated):  # then the thread knows already
-                    steering.send(b"TERMINATE", zmq.NOBLOCK)
-                if file is not None:
-                    file.remove()
-                await thread.join()
+                thread = _DeviceThread(f"iopub {actual_url}", run)
+                try:
+                    yield IOPubDevice(actual_url, publisher_url, publisher)
+                finally:
+                    publisher.close()
+                    with suppress(zmq.ContextTerminated):  # then the thread knows already
+                        steering.send(b"TERMINATE", zmq.NOBLOCK)
+                    if file is not None:
+                        file.remove()
+                    await thread.join()
 
 
 @asynccontextmanager

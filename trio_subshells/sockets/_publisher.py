@@ -10,6 +10,7 @@ answer each with an ``iopub_welcome`` (JEP 65); the others throw them away now a
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,10 +22,14 @@ import trio
 import zmq
 
 from ._context import Context
-from ._socket import Socket
+from ._ledger import Ledger, size_of
+from ._socket import Socket, check_frames
 
 # How many messages a publisher sends before it throws away the notifications that nobody reads.
 DRAIN_INTERVAL = 256
+
+# Bytes that a publisher sends until it enters them in the ledger: then that costs next to nothing.
+SHARE = 1 << 18
 
 # How many notifications may wait for the one who reads them.
 MOST_NOTIFICATIONS = 100_000
@@ -52,34 +57,49 @@ class PublisherStatistics:
 
     Attributes:
         messages_published: how many messages went to the device.
+        messages_dropped: how many didn't, as too much was waiting for slow clients.
         notified: whether it keeps notifications for `Publisher.receive_subscription`.
     """
 
     messages_published: int
+    messages_dropped: int
     notified: bool
 
 
 class Publisher:
     """Publishes through an iopub device, in the thread that opened it. See `open_publisher`."""
 
-    def __init__(self, socket: Socket, *, notified: bool) -> None:
+    def __init__(self, socket: Socket, ledger: Ledger, *, notified: bool) -> None:
         self._socket = socket
+        self._ledger = ledger
+        self._unentered = 0
         self._notified = notified
         self._published = 0
+        self._dropped = 0
         self._pending: deque[Subscription] = deque()
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Publish a message to every client that has subscribed to a prefix of its first frame.
 
-        Never blocks, never loses: what the device hasn't taken yet is queued without bound. (The
-        device, in turn, drops what a client is too slow for.) All or nothing, even if an interrupt
-        strikes in the middle of it; not a checkpoint.
+        Never blocks: what the device hasn't taken yet is queued. (The device, in turn, disconnects
+        a client that is too slow, see `SubscriberLimits`; only if none is found to be, and too much
+        is held, what is larger than 4096 bytes is dropped here.) All or nothing, even if an
+        interrupt strikes in the middle of it; not a checkpoint.
 
         Raises:
             trio.ClosedResourceError: the publisher is closed.
             trio.BrokenResourceError: its context has ended.
             TypeError, ValueError: not a message.
         """
+        check_frames(frames)
+        size = size_of(frames)
+        if self._ledger.refuses(size):
+            self._dropped += 1
+            return
+        self._unentered += size
+        if self._unentered >= SHARE:
+            frames = self._ledger.lent(frames, self._unentered)
+            self._unentered = 0
         self._socket.send_nowait(frames)
         self._published += 1
         if self._published % DRAIN_INTERVAL == 0 and not self._notified:
@@ -114,7 +134,7 @@ class Publisher:
 
     def statistics(self) -> PublisherStatistics:
         """A snapshot."""
-        return PublisherStatistics(self._published, self._notified)
+        return PublisherStatistics(self._published, self._dropped, self._notified)
 
     def close(self) -> None:
         """Close it. What has been published is still delivered. Again does nothing."""
@@ -156,7 +176,9 @@ def start_publisher(context: Context, publisher_url: str, *, notified: bool) -> 
     except BaseException:
         socket.close()
         raise
-    return Publisher(socket, notified=notified)
+    # Who waits for a device that isn't there yet, doesn't count.
+    ledger = context._ledgers.get(publisher_url) or Ledger(math.inf)
+    return Publisher(socket, ledger, notified=notified)
 
 
 async def finish_publisher(publisher: Publisher) -> None:

@@ -450,7 +450,7 @@ def check_frames(frames: Sequence[bytes]) -> None:
     if not frames:
         raise ValueError("a message has at least one frame, for instance [b'']")
     for index, frame in enumerate(frames):
-        if not isinstance(frame, (bytes, bytearray, memoryview)):
+        if not isinstance(frame, (bytes, bytearray, memoryview, zmq.Frame)):
             raise TypeError(
                 f"frame {index} of the message is a {type(frame).__name__}; frames are bytes"
             )
