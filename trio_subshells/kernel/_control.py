@@ -40,7 +40,7 @@ from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
 from ._ladder import DELETE_TIMEOUT, SHUTDOWN_TIMEOUT, end_cell
 from ._life import SubshellLife
-from ._limits import check_room, shortage
+from ._limits import Room
 from ._messages import (
     AbortPending,
     AddRoute,
@@ -102,7 +102,7 @@ class ControlHandler(Actor):
         self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
         self._in_progress = 0
-        self._starting = 0  # subshells that are being spawned
+        self._room = Room(kernel.max_subshells)
         self._shutting_down = False
         self._ended = trio.Event()
 
@@ -275,14 +275,8 @@ class ControlHandler(Actor):
         info = SubshellInfo(subshell_id)
         guards = SubshellGuards()
         subshell = Subshell(self._kernel, info, self._wiring, guards, AsyncRaiser)
-        self._starting += 1
-        try:
-            check_room(len(self._lives) - 1, self._starting, self._kernel.max_subshells)
+        with self._room.taken(len(self._lives) - 1):
             ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
-        except Exception as error:
-            raise shortage(error) or error from error.__cause__
-        finally:
-            self._starting -= 1
         if self._shutting_down:  # that has begun meanwhile, and has not seen this one
             ref.cancel()
             await ref.watch()

@@ -4,14 +4,18 @@ The control handler asks before it starts a subshell. Not that every shortage is
 others take descriptors too, and nobody can tell how many threads the machine would start. What
 fails all the same is taken down again, and its error put into words (`shortage`). But there is no
 second chance for whoever else needs a descriptor: a client that connects can't be let in, and
-libzmq tries again as fast as it can; a cell can't open a file. So some are kept free for them.
+libzmq tries again as fast as it can; a cell can't open a file. So some are kept free for them. And
+address space is, where that is limited: libzmq aborts the process if it gets no memory.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import zmq
@@ -27,6 +31,10 @@ other threads wake it. Its publisher: an eventfd, where there is none a pair of 
 
 RESERVE: Final = 32
 """Descriptors that are left to others. A client's connections are five."""
+
+RESERVED_BYTES: Final = 1 << 27
+"""Of address space: a thread's stack (8 MB), what glibc sets aside for a new thread's allocations
+(64 MB, less if there is less), and as much again for the others."""
 
 MOST_DESCRIPTORS: Final = 1 << 20
 """What the soft limit is raised to, if the hard one is higher still or there is none. It is Linux's
@@ -47,25 +55,61 @@ def check_maximum(maximum: Any) -> None:
     )
 
 
-def check_room(existing: int, starting: int, maximum: int | None) -> None:
-    """Make sure that there is room for the subshells that are being started.
+class Room:
+    """Is there room for another subshell? Asked, in its own loop, by whoever starts one.
 
     Args:
-        existing: how many subshells there are, the main shell not counted.
-        starting: how many are being started, this one included.
         maximum: `Kernel.max_subshells`.
-
-    Raises:
-        TooManySubshells: there isn't.
-        OSError: there are too few descriptors; `shortage` has words for it.
     """
-    if maximum is not None and existing + starting > maximum:
-        raise TooManySubshells(
-            f"this kernel may have {maximum} subshells, and has {existing}: delete some, or raise "
-            "the maximum (--max-subshells where the kernel is started, Kernel.max_subshells in its "
-            "code)"
-        )
-    check_descriptors(starting * DESCRIPTORS + RESERVE, "another subshell")
+
+    def __init__(self, maximum: int | None) -> None:
+        self._maximum = maximum
+        self._starting = 0
+        self._most = 0  # that there have been at once
+
+    @contextmanager
+    def taken(self, existing: int) -> Iterator[None]:
+        """A block in which a subshell is started.
+
+        Args:
+            existing: how many there are, the main shell not counted.
+
+        Raises:
+            TooManySubshells: there is no room, as one sees in advance, or as the block finds out.
+        """
+        self._starting += 1
+        try:
+            self._check(existing)
+            yield
+            self._most = max(self._most, existing + self._starting)
+        except Exception as error:
+            reason = shortage(error)
+            if reason is None:
+                raise
+            raise reason from error
+        finally:
+            self._starting -= 1
+
+    def _check(self, existing: int) -> None:
+        wanted = existing + self._starting
+        if self._maximum is not None and wanted > self._maximum:
+            raise TooManySubshells(
+                f"this kernel may have {self._maximum} subshells, and has {existing}: delete some, "
+                "or raise the maximum (--max-subshells where the kernel is started, "
+                "Kernel.max_subshells in its code)"
+            )
+        check_descriptors(self._starting * DESCRIPTORS + RESERVE, "another subshell")
+        if wanted > self._most:
+            # If there have been as many before, their addresses are there: glibc keeps the stacks
+            # of threads that have ended for those to come, and doesn't give them back.
+            _check_addresses()
+
+
+def _check_addresses() -> None:
+    try:
+        mmap.mmap(-1, RESERVED_BYTES).close()  # never touched, so it costs nothing but addresses
+    except OSError as error:
+        raise MemoryError(f"no {RESERVED_BYTES} bytes of address space left") from error
 
 
 def shortage(error: BaseException | None) -> TooManySubshells | None:
