@@ -18,7 +18,7 @@ import trio_subshells as ts
 from trio_subshells.kernel import _limits
 from trio_subshells.kernel._limits import DESCRIPTORS, RESERVE, raise_descriptor_limit
 
-from .helpers import CellsKernel, served
+from .helpers import CellsKernel, Flag, served
 
 MANY = 20
 """So many that one descriptor each is more than what the kernel's own actors may open meanwhile:
@@ -133,15 +133,17 @@ async def test_subshells_that_are_being_created_count() -> None:
 
 async def test_one_that_is_unjoinable_counts_until_it_is_joined() -> None:
     kernel = SmallKernel()
-    gate = threading.Event()
+    begun, gate = Flag(), Flag()
 
     @kernel.cell
     def hang(cell: ts.Cell) -> None:
-        gate.wait()
+        begun.set()
+        gate.block()
 
     async with served(kernel) as at:
         stuck, _ = [await at.client.create_subshell() for _ in range(2)]
-        await at.client.execute("hang", subshell_id=stuck).busy()
+        at.client.execute("hang", subshell_id=stuck)
+        await begun.wait()
         delete = at.client.control("delete_subshell_request", subshell_id=stuck, timeout=0.01)
         assert (await delete.done())["ename"] == "SubshellUnjoinable"
         refused = await at.client.control("create_subshell_request").done()
