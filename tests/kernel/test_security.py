@@ -19,6 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 import trio_subshells as ts
 from trio_subshells.kernel import open_kernel
+from trio_subshells.kernel._drops import DropReason
 from trio_subshells.wire import (
     CHANNELS,
     Channel,
@@ -259,6 +260,34 @@ async def test_what_is_said_cant_be_read_on_the_way(
             context.term()
         assert (b"hello to those" in recorded) is not is_encrypted
         nursery.cancel_scope.cancel()
+
+
+@needs_curve
+@pytest.mark.parametrize("has_keys", [False, True])
+async def test_a_stranger_is_logged_once_and_counted(
+    has_keys: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With keys it tries again every tenth of a second; the log must not fill up with that."""
+    options: dict[str, bytes] = {}
+    if has_keys:
+        public, _ = zmq.curve_keypair()
+        options = {**keys_of_a_client(), "curve_serverkey": public}
+    with trio.fail_after(HANG):
+        async with open_kernel(CellsKernel(), encrypted()) as running:
+            assert running.connection is not None
+            for _ in range(3):
+                for channel in ("shell", "control", "stdin"):
+                    assert not await is_let_in(running.connection, channel, **options)
+            counts: dict[str, int] = {}
+            while sum(counts.values()) < 9:
+                dropped = (await running.statistics()).dropped
+                assert {each.reason for each in dropped} <= {DropReason.REFUSED}
+                counts = {each.channel: each.count for each in dropped}
+            assert sorted(counts) == ["control", "shell", "stdin"]
+            for channel in counts:
+                first = next(each for each in caplog.messages if f"{channel} channel" in each)
+                assert "CURVE" in first
+            assert len(caplog.messages) < 9
 
 
 async def test_what_a_kernel_publishes_cant_be_sent_back_to_it(kernel: CellsKernel) -> None:

@@ -18,7 +18,6 @@ from trio_subshells.sockets import (
     Context,
     open_heartbeat_device,
     open_iopub_device,
-    remove_ipc_files,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -169,10 +168,3 @@ async def test_a_directory_that_is_open_to_all_is_warned_of(
         server.bind(f"ipc://{directory}/other")
     (said,) = caplog.messages
     assert f"chmod go-w {directory}" in said
-
-
-async def test_the_end_by_force_leaves_no_file(context: Context, directory: Path) -> None:
-    with context.socket(zmq.ROUTER) as server:
-        server.bind(f"ipc://{directory}/socket")
-        remove_ipc_files()
-        assert list(directory.iterdir()) == []

@@ -36,6 +36,9 @@ class DropReason(enum.StrEnum):
     """An answer to a question that nobody has asked, or that was withdrawn."""
     TOO_MANY = "too_many"
     """A comm message for a subshell in which too much waits already."""
+    REFUSED = "refused"
+    """Whatever a connection that ZMQ refused was to bring: it is without CURVE, or has another
+    kernel's key. Each time that it tries counts."""
     NOT_READ = "not_read"
     """Something for a client that doesn't read what it is sent. On iopub: everything that waited
     for such a client, which counts as one, or an output that came when too much was waiting."""

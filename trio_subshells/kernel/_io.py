@@ -25,6 +25,7 @@ from ..sockets import (
     SocketOptions,
     open_heartbeat_device,
     open_iopub_device,
+    open_refusals,
 )
 from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._channels import ClientSocket
@@ -109,6 +110,8 @@ class IOThread(Actor):
             stack.enter_context(ends_the_kernel("the I/O thread"))
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(drops.tell)
+            for channel, router in sockets.routers.items():
+                nursery.start_soon(self._note_refusals, channel, router, drops)
             nursery.start_soon(self._end_with, parts.control)
             async for letter in mailbox:
                 if isinstance(letter.message, WhatIsThere):
@@ -204,6 +207,11 @@ class IOThread(Actor):
         await self._until()
         await control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=math.inf)
         self._on_shutdown()
+
+    async def _note_refusals(self, channel: Channel, router: Socket, drops: Drops) -> None:
+        with open_refusals(self._context, router) as refusals:
+            while True:
+                drops.add(channel, DropReason.REFUSED, await refusals.receive())
 
     def _open_router(self, channel: Channel) -> Socket:
         # A client that reconnects under its old identity is to get its replies.

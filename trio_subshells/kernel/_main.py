@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 import trio
 import zmq
 
-from ..sockets import remove_ipc_files
+from .._files import remove_own_files
 from ..wire import InvalidConnectionInfo, read_startup_file
 from ._errors import named
 from ._install import install_kernelspec, uninstall_kernelspec
@@ -232,5 +232,5 @@ async def _leave_by_force(status: int) -> None:
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
             stream.flush()
-    remove_ipc_files()
+    remove_own_files()
     os._exit(status)

@@ -13,7 +13,7 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import trio
 import zmq
 from trio_util import move_on_when
 
+from .._files import OwnFile
 from ..actors import (
     ActorRef,
     ActorTerminated,
@@ -348,14 +349,11 @@ def _read_or_plan(
 def _written(connection: ConnectionInfo, path: Path) -> Iterator[None]:
     """Write a connection file; remove it at the end, if it is still this one."""
     connection.write_file(path)
-    path = path.absolute()
-    written = path.stat()
+    file = OwnFile.at(path)
     try:
         yield
     finally:
-        with suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), written):
-                path.unlink()
+        file.remove()
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from trio_subshells.actors import open_channel
 
 from ._context import Context, ContextStatistics, SocketsLeftOpenError, open_context
 from ._device import HeartbeatDevice, IOPubDevice, open_heartbeat_device, open_iopub_device
-from ._ipc import remove_ipc_files
 from ._ledger import Ledger
 from ._options import SocketOptions
 from ._publisher import Publisher, PublisherStatistics, Subscription, open_publisher
+from ._refusals import Refusals, open_refusals
 from ._socket import Socket, SocketStatistics
 from ._subscribers import SubscriberLimits
 from ._transport import InprocBell, InprocTransport
@@ -32,6 +32,7 @@ __all__ = [
     "Ledger",
     "Publisher",
     "PublisherStatistics",
+    "Refusals",
     "Socket",
     "SocketOptions",
     "SocketStatistics",
@@ -43,5 +44,5 @@ __all__ = [
     "open_heartbeat_device",
     "open_iopub_device",
     "open_publisher",
-    "remove_ipc_files",
+    "open_refusals",
 ]

@@ -17,43 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import attrs
 import zmq
 
+from .._files import OwnFile
+
 _log = logging.getLogger("trio_subshells.sockets")
-
-
-@attrs.frozen
-class IpcFile:
-    """A socket in the file system that this process has made.
-
-    Attributes:
-        path: where it is; absolute, as the process may go to another directory.
-        status: by which it is told from one that took its place.
-    """
-
-    path: Path
-    status: os.stat_result = attrs.field(repr=False)
-
-    def remove(self) -> None:
-        """Remove it, if it is still there, and still ours. Removing it again does nothing."""
-        _files.discard(self)
-        try:
-            if os.path.samestat(self.path.lstat(), self.status):
-                self.path.unlink()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            _log.warning("the socket %s can't be removed: %s", self.path, error.strerror)
-
-
-_files: set[IpcFile] = set()
-
-
-def remove_ipc_files() -> None:
-    """Remove the files of all sockets of this process, which is about to end by force."""
-    for file in list(_files):
-        file.remove()
 
 
 def is_ours_to_make(url: str) -> bool:
@@ -69,7 +37,7 @@ def is_ours_to_make(url: str) -> bool:
 
 
 @contextmanager
-def listening(url: str) -> Iterator[tuple[socket.socket, IpcFile]]:
+def listening(url: str) -> Iterator[tuple[socket.socket, OwnFile]]:
     """Make a socket file that only this user can connect to, and listen there.
 
     If the block fails, the socket is closed and the file removed. Otherwise they are the caller's.
@@ -82,8 +50,7 @@ def listening(url: str) -> Iterator[tuple[socket.socket, IpcFile]]:
     listener = socket.socket(socket.AF_UNIX)
     try:
         _bind(listener, path)
-        file = IpcFile(path.absolute(), path.lstat())
-        _files.add(file)
+        file = OwnFile.at(path)
         try:
             path.chmod(0o600)  # before it listens: until then nobody can connect
             _check_directory(path.parent)

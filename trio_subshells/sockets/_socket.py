@@ -38,8 +38,9 @@ import attrs
 import trio
 import zmq
 
+from .._files import OwnFile
 from ._context import Context
-from ._ipc import IpcFile, is_ours_to_make, listening
+from ._ipc import is_ours_to_make, listening
 from ._options import SocketOptions, check_linger
 
 P = ParamSpec("P")
@@ -97,7 +98,7 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         self._descriptor = int(self._zmq.get(zmq.FD))
         self._closed = False
         self._bound: list[str] = []
-        self._files: dict[str, IpcFile] = {}  # of the addresses that are paths
+        self._files: dict[str, OwnFile] = {}  # of the addresses that are paths
         self._connected: list[str] = []
         self._sent = 0
         self._received = 0
@@ -420,7 +421,7 @@ def check_url(url: str) -> None:
         )
 
 
-def bind_raw(raw: zmq.Socket[bytes], url: str) -> tuple[str, IpcFile | None]:
+def bind_raw(raw: zmq.Socket[bytes], url: str) -> tuple[str, OwnFile | None]:
     """Bind a pyzmq socket; return the actual address, without wildcards, and the file if it is one.
 
     Whoever closes the socket removes the file.
