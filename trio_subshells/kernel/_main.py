@@ -25,6 +25,8 @@ from ._parent import parent_death
 from ._raisers import SignalRaiser
 from ._running import RunningKernel
 
+_log = logging.getLogger("trio_subshells.kernel")
+
 SWITCH_INTERVAL: Final = 0.0005
 """Seconds. While one thread computes, each hop of a request to another waits for the interpreter's
 lock, for as long as this: at Python's default of 5 ms, a busy cell slows all others down."""
@@ -130,15 +132,27 @@ def _exit(action: Callable[[], None]) -> NoReturn:
     """Run, and exit; what the user can mend is a line, not a traceback."""
     try:
         action()
-    except (InvalidConnectionInfo, OSError, ValueError, LookupError, zmq.ZMQError) as error:
-        logging.getLogger("trio_subshells").debug("the kernel could not start", exc_info=error)
-        sys.exit(f"{_program()}: {_in_words(error)}")
+    except (ValueError, LookupError) as error:
+        if hasattr(error, "__notes__"):  # not of the start: an actor has failed of it
+            _fail(error)
+        _refuse(error)
+    except (InvalidConnectionInfo, OSError, zmq.ZMQError) as error:
+        _refuse(error)
     except Exception as error:
-        logging.getLogger("trio_subshells").debug("the kernel has failed", exc_info=error)
-        failures = error.exceptions if isinstance(error, ExceptionGroup) else [error]
-        told = "; ".join(named(each) for each in failures)
-        sys.exit(f"{_program()}: the kernel has failed: {told} (with --debug it says where)")
+        _fail(error)
     sys.exit(0)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    _log.debug("the kernel could not start", exc_info=error)
+    sys.exit(f"{_program()}: {_in_words(error)}")
+
+
+def _fail(error: Exception) -> NoReturn:
+    _log.debug("the kernel has failed", exc_info=error)
+    failures = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+    told = "; ".join(named(each) for each in failures)
+    sys.exit(f"{_program()}: the kernel has failed: {told} (--debug tells where)")
 
 
 def _in_words(error: Exception) -> str:

@@ -162,7 +162,7 @@ class Subshell(Actor):
         if self._serving is not None:
             work = self._serving.work
             if not self._serving.answered:
-                if cause is None:
+                if cause is None and not _loop_has_crashed():
                     content = self._ended_content(CellEnded(self._why_ended()), None, 0)
                 else:
                     content = self._died_content(cause)
@@ -172,11 +172,13 @@ class Subshell(Actor):
         if self._comm_served is not None:
             self._output.status("idle", self._comm_served)
 
-    def _died_content(self, cause: BaseException) -> dict[str, Any]:
+    def _died_content(self, cause: BaseException | None) -> dict[str, Any]:
         ename = "KernelDied" if self._info.is_main else "SubshellDied"
         who = "the main shell" if self._info.is_main else f"subshell {self._info.name}"
-        evalue = f"{who} has died of {named(cause)}"
-        lines = _error_of(cause)["traceback"]
+        if cause is None:
+            evalue, lines = f"{who} has died, as its trio loop has crashed; see the log", []
+        else:
+            evalue, lines = f"{who} has died of {named(cause)}", _error_of(cause)["traceback"]
         return error_content(ename, evalue, [*lines, f"{ename}: {evalue}"])
 
     async def _serve(self, mailbox: Mailbox) -> None:
@@ -468,6 +470,12 @@ def _has_cancelled(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return any(_has_cancelled(each) for each in error.exceptions)
     return isinstance(error, trio.Cancelled)
+
+
+def _loop_has_crashed() -> bool:
+    """Whether trio itself ends this loop, as a system task has failed that a cell has started."""
+    nurseries = trio.lowlevel.current_root_task().child_nurseries  # type: ignore[union-attr]
+    return any(nursery.cancel_scope.cancel_called for nursery in nurseries)
 
 
 def _is_harmless(error: BaseException) -> bool:
