@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import attrs
@@ -127,7 +128,13 @@ class IOThread(Actor):
             drops.add("iopub", DropReason.NOT_READ, what, count)
 
         iopub = await stack.enter_async_context(
-            open_iopub_device(self._context, urls["iopub"], on_loss=lose, **options)
+            open_iopub_device(
+                self._context,
+                urls["iopub"],
+                on_loss=lose,
+                on_refusal=partial(drops.add, "iopub", DropReason.REFUSED),
+                **options,
+            )
         )
         urls["iopub"] = iopub.url
         if "hb" in urls:

@@ -109,7 +109,7 @@ def _raw_socket(
         context._close_raw(raw, None)
 
 
-def _ignore_loss(count: int, what: str) -> None:
+def _ignore(*_: object) -> None:
     """Nobody wants to know."""
 
 
@@ -120,6 +120,7 @@ async def open_iopub_device(
     *,
     limits: SubscriberLimits | None = None,
     on_loss: Callable[[int, str], None] | None = None,
+    on_refusal: Callable[[str], None] | None = None,
     **options: Unpack[SocketOptions],
 ) -> AsyncIterator[IOPubDevice]:
     """A thread that carries what publishers publish to the clients that have subscribed to it.
@@ -142,6 +143,8 @@ async def open_iopub_device(
         limits: how much may wait for clients; the defaults of `SubscriberLimits` if left out.
         on_loss: called, in this loop, with a number and a text, when clients that don't read have
             been disconnected, or messages weren't published.
+        on_refusal: called, in this loop, with what is wrong with a connection that was refused; see
+            `open_refusals`.
         options: of the XPUB (``curve_server=True``, ...).
 
     Raises:
@@ -170,7 +173,11 @@ async def open_iopub_device(
         _raw_socket(context, zmq.SocketType.PAIR, f"iopub steering of {url}", {}) as steering,
     ):
         async with open_subscribers(
-            context, xpub, limits or SubscriberLimits(), on_loss or _ignore_loss
+            context,
+            xpub,
+            limits or SubscriberLimits(),
+            on_loss or _ignore,
+            on_refusal or _ignore,
         ) as ledger:
             xsub.bind(publisher_url)
             xsub.send(b"\1")  # everything, for every publisher that will ever connect

@@ -31,6 +31,7 @@ import zmq
 
 from ._context import Context
 from ._ledger import Ledger
+from ._refusals import refusal_events, refusal_in_words
 from ._socket import Socket
 
 _log = logging.getLogger("trio_subshells.sockets")
@@ -81,14 +82,24 @@ class Subscribers:
         limits: when to act.
         ledger: what is held.
         on_loss: called with a number of losses, and what they are in words.
+        on_refusal: called with what is wrong with a connection that was refused.
+        is_encrypted: whether CURVE is demanded of them.
     """
 
     def __init__(
-        self, limits: SubscriberLimits, ledger: Ledger, on_loss: Callable[[int, str], None]
+        self,
+        limits: SubscriberLimits,
+        ledger: Ledger,
+        on_loss: Callable[[int, str], None],
+        on_refusal: Callable[[str], None],
+        *,
+        is_encrypted: bool,
     ) -> None:
         self._limits = limits
         self._ledger = ledger
         self._on_loss = on_loss
+        self._on_refusal = on_refusal
+        self._is_encrypted = is_encrypted
         self._refused = 0
         self._connections: dict[int, _Connection] = {}
 
@@ -97,6 +108,10 @@ class Subscribers:
         while True:
             frames = await monitor.receive()
             event, value = struct.unpack("=HI", frames[0])
+            reason = refusal_in_words(event, value, is_encrypted=self._is_encrypted)
+            if reason is not None:
+                self._on_refusal(reason)
+                continue
             self._connections.pop(value, None)
             if event == zmq.EVENT_ACCEPTED and (addresses := _addresses_of(value)) is not None:
                 self._connections[value] = _Connection(value, addresses)
@@ -242,6 +257,7 @@ async def open_subscribers(
     xpub: zmq.Socket[bytes],
     limits: SubscriberLimits,
     on_loss: Callable[[int, str], None],
+    on_refusal: Callable[[str], None],
 ) -> AsyncIterator[Ledger]:
     """Watch the subscribers of an XPUB that is about to be bound, and run by a device.
 
@@ -252,10 +268,14 @@ async def open_subscribers(
         xpub: it.
         limits: when to act.
         on_loss: see `Subscribers`.
+        on_refusal: see `Subscribers`.
     """
     alarm = _Alarm()
     ledger = Ledger(limits.ceiling, limits.patience, alarm.ring)
-    subscribers = Subscribers(limits, ledger, on_loss)
+    is_encrypted = bool(xpub.get(zmq.CURVE_SERVER))
+    subscribers = Subscribers(limits, ledger, on_loss, on_refusal, is_encrypted=is_encrypted)
+    events = int(zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED)
+    events |= refusal_events(is_encrypted=is_encrypted)
 
     async def watch() -> None:
         while True:
@@ -265,7 +285,7 @@ async def open_subscribers(
     url = f"inproc://subscribers-{uuid.uuid4().hex}"
     # Without a bound: libzmq's own thread would wait for room.
     with context.socket(zmq.PAIR, name=f"monitor of {url}", rcvhwm=0, linger=0) as monitor:
-        xpub.monitor(url, zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED)
+        xpub.monitor(url, events)
         try:
             monitor.connect(url)
             async with _background(partial(subscribers.follow, monitor), watch):
