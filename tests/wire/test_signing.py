@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import threading
+from typing import Any
 
 import pytest
 
@@ -61,8 +62,8 @@ def test_a_key_is_bytes() -> None:
 def test_nobody_else_gets_between_looking_a_digest_up_and_adding_it() -> None:
     """Two channels that get the same message at the same time: both must not find it new.
 
-    The gap is too narrow to be hit by chance. So a digest that tells when it is hashed, which is
-    at the look-up and at the adding, has another thread try to get in at these very moments.
+    The gap is too narrow to be hit by chance. So a table that tells when it is read, which is at
+    the look-up, and when it is written to has another thread try to get in at these very moments.
     """
     memory = ReplayMemory(8)
     got_in: list[bool] = []
@@ -73,15 +74,23 @@ def test_nobody_else_gets_between_looking_a_digest_up_and_adding_it() -> None:
             memory._lock.release()
         got_in.append(entered)
 
-    class Digest(bytes):
-        def __hash__(self) -> int:
-            intruder = threading.Thread(target=try_to_get_in)
-            intruder.start()
-            intruder.join()
-            return super().__hash__()
+    def have_somebody_try() -> None:
+        intruder = threading.Thread(target=try_to_get_in)
+        intruder.start()
+        intruder.join()
 
-    assert memory.add(Digest(b"digest"))
-    assert len(got_in) >= 2
+    class Table(list[int]):
+        def __getitem__(self, place: Any) -> Any:
+            have_somebody_try()
+            return super().__getitem__(place)
+
+        def __setitem__(self, place: Any, value: Any) -> None:
+            have_somebody_try()
+            super().__setitem__(place, value)
+
+    memory._newest = Table([0] * 8)  # type: ignore[assignment]
+    assert memory.add(bytes(32))
+    assert len(got_in) == 2
     assert not any(got_in)
     try_to_get_in()
     assert got_in[-1], "afterwards the way is free"

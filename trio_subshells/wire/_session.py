@@ -190,7 +190,7 @@ class WireSession:
         """Return a new receiver for messages that are signed with this session's key.
 
         Args:
-            replay_memory: how many signatures it remembers (some 13 MB when all 65,536 are there).
+            replay_memory: how many signatures it remembers (24 bytes each).
                 With 0, replays aren't noticed.
             refuse_own: whether to refuse messages that this session itself has sent. A kernel
                 should: what it publishes is signed with the key of the connection, anybody who
