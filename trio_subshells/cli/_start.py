@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import uuid
 from pathlib import Path
@@ -38,14 +39,12 @@ def start(console: Console, file: Path | None, max_subshells: int | None) -> Non
             "JUPYTER_RUNTIME_DIR chooses another place"
         ) from None
     ends_it = "Ctrl-Break" if sys.platform == "win32" else "Ctrl-\\"
-    try:
-        console.print(
-            f"The kernel listens at {escape(str(own))}\n\n"
-            f"    jupyter console --existing {own.name}\n\n"
-            "connects to it. Ctrl-C interrupts what it runs. It ends when a client shuts it down,\n"
-            f"as `exit` does in the console, or by {ends_it} here.",
-            soft_wrap=True,
-        )
-        main(IPythonKernel, ["-f", str(own), *options])
-    finally:
-        own.unlink(missing_ok=True)
+    atexit.register(own.unlink, missing_ok=True)  # it runs also at an end by force
+    console.print(
+        f"The kernel listens at {escape(str(own))}\n\n"
+        f"    jupyter console --existing {own.name}\n\n"
+        "connects to it. Ctrl-C interrupts what it runs. It ends when a client shuts it down,\n"
+        f"as `exit` does in the console, or by {ends_it} here.",
+        soft_wrap=True,
+    )
+    main(IPythonKernel, ["-f", str(own), *options])

@@ -6,6 +6,7 @@ kernel's own threads answer already.
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -134,6 +135,7 @@ class IPythonKernel(Kernel):
                 f"({type(InteractiveShell.instance()).__qualname__}), and IPython allows for one"
             )
         shell = TrioShell.instance(tracker=self._tracker, namespace=self._namespace)
+        atexit.register(shell.close)  # if the process ends by force
         try:
             with shell.history_store, process_patched(shell, own_main=self._namespace is None):
                 self._shell = shell
@@ -141,6 +143,7 @@ class IPythonKernel(Kernel):
                 shell.main_session.history.end_session()
         finally:
             self._shell = None
+            atexit.unregister(shell.close)
             shell.close()
             TrioShell.clear_instance()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..wire import InvalidConnectionInfo, read_startup_file
 from ._errors import named
 from ._install import install_kernelspec, uninstall_kernelspec
 from ._kernel import Kernel
+from ._leftovers import kill_children, leave_at_once, nothing_left_behind, terminate_children
 from ._limits import raise_descriptor_limit
 from ._open import serve
 from ._parent import parent_death
@@ -202,7 +203,7 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
     sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
     raiser = SignalRaiser()
     interrupter = _Interrupter()
-    with raiser.installed(interrupter):
+    with nothing_left_behind(interrupter.served), raiser.installed(interrupter):
         trio.run(
             partial(
                 serve,
@@ -225,10 +226,12 @@ class _Interrupter(trio.TaskStatus[RunningKernel]):
 
     def __init__(self) -> None:
         self._interrupt: Callable[[], None] | None = None
+        self.served = threading.Event()
 
     def started(self, value: RunningKernel | None = None) -> None:
         assert value is not None
         self._interrupt = value.interrupt_soon
+        self.served.set()
 
     def __call__(self) -> None:
         if self._interrupt is None:
@@ -241,10 +244,9 @@ async def _leave_by_force(status: int) -> None:
 
     Shielded, as everything else is about to be cancelled, and would wait for that thread.
     """
+    terminate_children()
     with trio.CancelScope(shield=True):
         await trio.sleep(LAST_WORDS)
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None:
-            stream.flush()
+    kill_children(0)
     remove_own_files()
-    os._exit(status)
+    leave_at_once(status)
