@@ -29,6 +29,7 @@ class Recorder:
     """Message type, the request's id, content."""
     answers: list[str] = attrs.field(factory=list)
     prompts: list[tuple[str, bool]] = attrs.field(factory=list)
+    is_inherited: bool = False
 
     def stream(self, name: str, text: str, parent: Header) -> None:
         self.published.append(("stream", parent.msg_id, {"name": name, "text": text}))

@@ -28,6 +28,7 @@ import attrs
 
 if TYPE_CHECKING:
     from ..kernel import Cell, CellError
+    from ._children import ChildPipe
     from ._session import Session
 
 _activity: ContextVar[Activity | None] = ContextVar("trio_subshells_ipython_activity", default=None)
@@ -48,6 +49,15 @@ class Activity:
     True only where no user code runs: before, between and after the statements of the cell."""
     failure: CellError | None = None
     """The cell's own end."""
+    running: bool = True
+    """Whether it has not ended, whatever it has left running."""
+    pipes: list[ChildPipe] = attrs.field(factory=list, init=False, repr=False)
+    """What its child processes write into; see `_children`."""
+
+    def hear_children(self) -> None:
+        """Publish what its child processes have written so far."""
+        for pipe in list(self.pipes):
+            pipe.drain()
 
 
 class ActivityTracker:

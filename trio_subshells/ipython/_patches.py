@@ -22,6 +22,8 @@ from IPython.display import display
 
 from ..kernel import InputNotAllowed
 from ._activity import ActivityTracker
+from ._children import children_heard
+from ._programs import Programs
 from ._streams import CellStream
 
 if TYPE_CHECKING:
@@ -67,6 +69,9 @@ def process_patched(shell: TrioShell, *, own_main: bool) -> Iterator[None]:
             replace_item(vars(getpass), "getpass", _make_getpass(tracker, getpass.getpass))
         )
         undo.callback(_follow_threads(tracker))
+        programs = Programs(tracker, undo.enter_context(children_heard(tracker)))
+        for owner, attribute, function in programs.replacements():
+            undo.callback(replace_attribute(owner, attribute, function))
         undo.callback(_ignore_provisional_completer())
         for name, text in _environment().items():
             undo.callback(replace_item(os.environ, name, text))

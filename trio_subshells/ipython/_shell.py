@@ -19,6 +19,7 @@ from __future__ import annotations
 import ast
 import atexit
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -41,6 +42,7 @@ from IPython.core.payload import PayloadManager
 from traitlets import Instance, TraitError, Type, default, validate
 
 from ..kernel import Cell, CellError, SubshellInfo
+from ..kernel._fork import leave_child
 from ..kernel._raisers import without_our_frames
 from ._activity import Activity, ActivityTracker
 from ._display import CellDisplayHook, CellDisplayPublisher, CellPayloads
@@ -205,7 +207,11 @@ class TrioShell(InteractiveShell):
         with self.tracker.entered(activity):
             session.execution_count = cell.execution_count
             self.displayhook.put_underscores()
-            result = await self._execute(cell, activity)
+            try:
+                result = await self._execute(cell, activity)
+            finally:
+                activity.running = False
+                activity.hear_children()
         if activity.failure is not None:
             raise activity.failure
         if not result.success:  # what IPython ends without a traceback, as the debugger's quit
@@ -305,12 +311,15 @@ class TrioShell(InteractiveShell):
         collects = activity is not None and activity.collects
         if activity is not None:
             activity.collects = False
+        process = os.getpid()
         try:
             if async_:
                 await eval(code_obj, self.user_global_ns, self.user_ns)
             else:
                 exec(code_obj, self.user_global_ns, self.user_ns)
         except BaseException as error:
+            if os.getpid() != process:
+                leave_child(error)
             if _is_cancellation(error):
                 raise
             if activity is not None:
@@ -319,6 +328,9 @@ class TrioShell(InteractiveShell):
                 result.error_in_exec = error
             self._show_error(error)
             return True
+        else:
+            if os.getpid() != process:  # a forked child: what follows is its parent's to do
+                leave_child()
         finally:
             if activity is not None:
                 activity.collects = collects

@@ -173,7 +173,8 @@ class Cell:
         """Ask the client for a line of text. Cancelled, the prompt is withdrawn.
 
         Raises:
-            InputNotAllowed: the request says that its client can't answer.
+            InputNotAllowed: the request says that its client can't answer, or this is a forked
+                child process.
         """
         self._check_stdin()
         return await self._ask(prompt, password=False)
@@ -193,7 +194,8 @@ class Cell:
         For languages whose ``input()`` is synchronous. An interrupt ends it (`KeyboardInterrupt`).
 
         Raises:
-            InputNotAllowed: the request says that its client can't answer.
+            InputNotAllowed: the request says that its client can't answer, or this is a forked
+                child process.
         """
         self._check_stdin()
         return self._prompter.blocking_ask(prompt, password=password)
@@ -203,6 +205,10 @@ class Cell:
             raise InputNotAllowed(
                 "input was asked for, but the client that sent this request can't give any "
                 "(allow_stdin is false)"
+            )
+        if self._output.is_inherited:
+            raise InputNotAllowed(
+                "input was asked for in a forked child process, but only its parent has a client"
             )
         if not self.silent:
             with protected():

@@ -41,6 +41,8 @@ function in Python (`sys.settrace`: a debugger, coverage) adds such points to `_
 from __future__ import annotations
 
 import enum
+import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
@@ -52,6 +54,7 @@ import outcome
 import trio
 
 from ..actors import Promise
+from ._fork import leave_child
 
 T = TypeVar("T")
 
@@ -96,6 +99,7 @@ class CellGuard:
         self._raised = False
         self._wanted = False
         self._protections = 0
+        self._forked = False
         self._lock = threading.Lock()
         self._raiser: Raiser | None = None
         self._reason: EndReason | None = None
@@ -293,6 +297,25 @@ class _Here(threading.local):
 _here = _Here()
 
 
+def _after_fork_in_child() -> None:
+    """Nothing strikes in a forked child, and no lock is held there (see `_fork`)."""
+    guard = _here.guard
+    if guard is not None:
+        guard._lock = threading.Lock()
+        guard._raised = guard._wanted = False
+        guard._forked = True
+        _here.guard = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def interruptible() -> bool:
+    """Whether this thread runs a cell's own code, so that an interrupt of the cell comes here."""
+    return _here.guard is not None
+
+
 def protected() -> Protection:
     """A block, in what a cell's code calls of ours, within which nothing strikes.
 
@@ -361,6 +384,8 @@ def _drive(body: Coroutine[Any, Any, T], guard: CellGuard) -> Generator[Any, Any
         finally:
             guard._armed = False
             _here.guard = None
+            if guard._forked:
+                leave_child(sys.exception(), awaits=bool(out))
             while guard._raised:
                 try:
                     guard.settle()

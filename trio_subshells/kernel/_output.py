@@ -8,10 +8,13 @@ for when a socket changes threads, and the only place in this project where one 
 A line is sent at once if nothing was sent for a while; what follows soon after is gathered for
 `GATHERING_TIME` and sent in one message, and so is a line's beginning. A cell that prints a hundred
 thousand lines so costs some dozens of messages, and the first line is seen at once.
+
+In a child process that a cell has forked, none of this is touched: the lock may be held for ever.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +23,7 @@ from typing import Any, Final, Protocol
 import attrs
 
 from ..wire import Buffer, Header, WireSession
+from ._fork import write_own
 from ._types import Json
 
 GATHERING_TIME: Final = 0.03
@@ -67,6 +71,7 @@ class OutputPort:
         self._session = session
         self._publisher = publisher
         self._flush_later = flush_later
+        self._process = os.getpid()
         self._topic = f"kernel.{session.session_id}.".encode()
         # Reentrant, as a garbage collection in the middle of it may run code that prints.
         self._lock = threading.RLock()
@@ -80,6 +85,11 @@ class OutputPort:
         self._sent_at = -1.0
         self._messages = 0
         self._late = 0
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a forked child, so that it publishes nothing."""
+        return os.getpid() != self._process
 
     def publish(
         self,
@@ -95,6 +105,8 @@ class OutputPort:
         Raises:
             trio_subshells.wire.EncodeError: the content can't be turned into JSON.
         """
+        if self.is_inherited:
+            return
         frames = self._session.serialize(
             msg_type,
             content,
@@ -112,7 +124,13 @@ class OutputPort:
         self.publish("status", {"execution_state": state}, parent=parent)
 
     def stream(self, name: str, text: str, parent: Header | None) -> None:
-        """Publish text on ``stdout`` or ``stderr``, together with what else is written soon."""
+        """Publish text on ``stdout`` or ``stderr``, together with what else is written soon.
+
+        A forked child writes it to its own.
+        """
+        if self.is_inherited:
+            write_own(name, text)
+            return
         with self._lock:
             if self._text and (self._stream != name or self._parent is not parent):
                 self._flush()
@@ -129,6 +147,8 @@ class OutputPort:
 
     def flush(self) -> None:
         """Send what the streams have gathered. From any thread."""
+        if self.is_inherited:
+            return
         with self._lock:
             self._flush()
 

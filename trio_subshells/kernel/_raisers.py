@@ -8,6 +8,7 @@ that is a kernel: a signal interrupts blocking system calls as well.
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -66,8 +67,11 @@ class SignalRaiser:
             on_interrupt: called, in the main thread, for every SIGINT that isn't our own. It may
                 strike anywhere, so it must be as reentrant as a signal handler has to be.
         """
+        process = os.getpid()
 
         def handle(signal_number: int, frame: FrameType | None) -> None:
+            if os.getpid() != process:  # a forked child: the kernel isn't here
+                raise KeyboardInterrupt
             if self._pending:
                 self._pending = False
                 raise KeyboardInterrupt

@@ -1,0 +1,243 @@
+"""A cell that forks, whatever its kernel: the child has no kernel, its parent isn't disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+
+import trio_subshells as ts
+
+from .helpers import CellsKernel, served
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # of forks beside threads
+]
+
+
+def wait_for(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def says(cell: ts.Cell) -> None:
+    cell.stdout("own out\n")
+    cell.stderr("own err\n")
+
+
+def publishes(cell: ts.Cell) -> None:
+    cell.result({"text/plain": "never"})
+    cell.display({"text/plain": "never"})
+    cell.clear_output()
+
+
+def exits(cell: ts.Cell) -> None:
+    raise SystemExit(3)
+
+
+def exits_with_words(cell: ts.Cell) -> None:
+    raise SystemExit("last words")
+
+
+def fails(cell: ts.Cell) -> None:
+    raise ValueError("no such number")
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise self
+
+
+def fails_unspeakably(cell: ts.Cell) -> None:
+    raise UnspeakableError
+
+
+def asks(cell: ts.Cell) -> None:
+    with pytest.raises(ts.InputNotAllowed, match="forked child"):
+        cell.blocking_input("never")
+
+
+def registers_a_canceller(cell: ts.Cell) -> None:
+    with cell.on_cancel(lambda: None):
+        pass
+
+
+def starts_a_thread(cell: ts.Cell) -> None:
+    may_end = threading.Event()
+
+    def late() -> None:
+        may_end.wait()
+        cell.stdout("late\n")
+
+    threading.Thread(target=late, daemon=False).start()
+    may_end.set()
+
+
+CHILDREN: dict[Callable[[ts.Cell], None], tuple[int, str, str]] = {
+    says: (0, "own out\n", "own err\n"),
+    publishes: (0, "", ""),
+    exits: (3, "", ""),
+    exits_with_words: (1, "", "last words\n"),
+    fails: (1, "", "ValueError: no such number\n"),
+    fails_unspeakably: (1, "", "UnspeakableError"),
+    asks: (0, "", ""),
+    registers_a_canceller: (0, "", ""),
+    starts_a_thread: (0, "late\n", ""),
+}
+
+
+@pytest.mark.parametrize("child", CHILDREN, ids=lambda child: child.__name__)
+async def test_a_child_ends_with_its_cell(
+    child: Callable[[ts.Cell], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel = CellsKernel()
+    codes: list[int] = []
+
+    @kernel.cell
+    async def fork(cell: ts.Cell) -> None:
+        pid = os.fork()
+        if pid == 0:
+            child(cell)
+            return
+        codes.append(wait_for(pid))
+        cell.stdout("parent\n")
+
+    async with served(kernel) as at:
+        for subshell in (None, await at.client.create_subshell()):
+            capfd.readouterr()
+            exchange = at.client.execute("fork", subshell_id=subshell)
+            assert (await exchange.done())["status"] == "ok"
+            assert exchange.outputs()[1:] == [("stream", {"name": "stdout", "text": "parent\n"})]
+            code, out, err = CHILDREN[child]
+            seen = capfd.readouterr()
+            assert seen.out == out
+            assert seen.err.endswith(err) if err.endswith("\n") else err in seen.err
+            assert "_guard.py" not in seen.err  # the kernel's own frames tell nobody anything
+            assert codes.pop() == code
+        assert not at.client.strays or {each.header.msg_type for each in at.client.strays} == {
+            "status"
+        }
+
+
+async def test_a_child_that_awaits_ends_and_says_why(capfd: pytest.CaptureFixture[str]) -> None:
+    kernel = CellsKernel()
+    codes: list[int] = []
+
+    @kernel.cell
+    async def fork(cell: ts.Cell) -> None:
+        pid = os.fork()
+        if pid == 0:
+            await trio.lowlevel.checkpoint()
+            cell.stdout("never")
+        codes.append(wait_for(pid))
+
+    async with served(kernel) as at:
+        exchange = at.client.execute("fork")
+        assert (await exchange.done())["status"] == "ok"
+        assert exchange.types() == ["execute_input"]
+    assert codes == [1]
+    seen = capfd.readouterr()
+    assert seen.out == ""
+    assert "can't await" in seen.err
+
+
+async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    kernel = CellsKernel()
+    codes: dict[str, int] = {}
+
+    async def returns() -> None:
+        pid = os.fork()
+        if pid:
+            codes["returns"] = wait_for(pid)
+
+    async def fails() -> None:
+        pid = os.fork()
+        if pid == 0:
+            raise ValueError("no such number")
+        codes["fails"] = wait_for(pid)
+
+    async def awaits() -> None:
+        pid = os.fork()
+        if pid == 0:
+            await trio.lowlevel.checkpoint()
+        codes["awaits"] = wait_for(pid)
+
+    @kernel.cell
+    async def fork(cell: ts.Cell) -> None:
+        async with trio.open_nursery() as nursery:
+            for task in (returns, fails, awaits):
+                nursery.start_soon(task)
+        cell.stdout("parent\n")
+
+    async with served(kernel) as at:
+        for subshell in (None, await at.client.create_subshell()):
+            codes.clear()
+            exchange = at.client.execute("fork", subshell_id=subshell)
+            assert (await exchange.done())["status"] == "ok"
+            assert exchange.text() == "parent\n"
+            assert codes == {"returns": 0, "fails": 1, "awaits": 1}
+    seen = capfd.readouterr()
+    assert seen.out == ""
+    assert seen.err.count("can't await") == seen.err.count("has failed") == 2
+
+
+async def test_a_child_can_be_interrupted_by_itself() -> None:
+    kernel = CellsKernel()
+    codes: list[int] = []
+
+    @kernel.cell
+    async def fork(cell: ts.Cell) -> None:
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                os._exit(5)
+        codes.append(wait_for(pid))
+
+    async with served(kernel) as at:
+        subshell = await at.client.create_subshell()
+        # In the child the thread that has forked is the main thread, so signals reach it.
+        assert (await at.client.execute("fork", subshell_id=subshell).done())["status"] == "ok"
+    assert codes == [5]
+
+
+async def test_a_fork_while_others_publish_finds_no_lock_held(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    kernel = CellsKernel()
+    enough = threading.Event()
+
+    @kernel.cell
+    async def chatter(cell: ts.Cell) -> None:
+        def talk() -> None:
+            while not enough.is_set():
+                cell.stdout("x\n")
+
+        threads = [threading.Thread(target=talk) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(20):  # beside threads of this very cell, which hold its port's lock
+            pid = os.fork()
+            if pid == 0:
+                cell.stdout("child\n")
+                cell.display({"text/plain": "never"})
+                return
+            assert wait_for(pid) == 0
+        enough.set()
+        for thread in threads:
+            thread.join()
+
+    async with served(kernel) as at:
+        exchange = at.client.execute("chatter")
+        assert (await exchange.done())["status"] == "ok"
+        assert set(exchange.types()) == {"execute_input", "stream"}
+        assert set(exchange.text().split()) == {"x"}
+    assert capfd.readouterr().out == "child\n" * 20
