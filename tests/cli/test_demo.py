@@ -137,6 +137,8 @@ def test_it_notices_a_thread_that_is_left() -> None:
 def test_it_notices_a_process_that_is_left(tmp_path: Path) -> None:
     spawning = (
         "import pathlib, subprocess, sys, trio\n"
+        "from trio_subshells.kernel import _leftovers\n"
+        "_leftovers._children = list  # which finds nobody to end\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
         f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(child.pid))"
     )
