@@ -12,12 +12,20 @@ import trio
 
 import trio_subshells as ts
 
-from .helpers import CellsKernel, served
+from .helpers import HANG, CellsKernel, served
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # of forks beside threads
 ]
+
+
+def fork() -> int:
+    """Fork a child that doesn't hang for ever."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(HANG)
+    return pid
 
 
 def wait_for(pid: int) -> int:
@@ -98,8 +106,8 @@ async def test_a_child_ends_with_its_cell(
     codes: list[int] = []
 
     @kernel.cell
-    async def fork(cell: ts.Cell) -> None:
-        pid = os.fork()
+    async def forks(cell: ts.Cell) -> None:
+        pid = fork()
         if pid == 0:
             child(cell)
             return
@@ -109,7 +117,7 @@ async def test_a_child_ends_with_its_cell(
     async with served(kernel) as at:
         for subshell in (None, await at.client.create_subshell()):
             capfd.readouterr()
-            exchange = at.client.execute("fork", subshell_id=subshell)
+            exchange = at.client.execute("forks", subshell_id=subshell)
             assert (await exchange.done())["status"] == "ok"
             assert exchange.outputs()[1:] == [("stream", {"name": "stdout", "text": "parent\n"})]
             code, out, err = CHILDREN[child]
@@ -128,15 +136,15 @@ async def test_a_child_that_awaits_ends_and_says_why(capfd: pytest.CaptureFixtur
     codes: list[int] = []
 
     @kernel.cell
-    async def fork(cell: ts.Cell) -> None:
-        pid = os.fork()
+    async def forks(cell: ts.Cell) -> None:
+        pid = fork()
         if pid == 0:
             await trio.lowlevel.checkpoint()
             cell.stdout("never")
         codes.append(wait_for(pid))
 
     async with served(kernel) as at:
-        exchange = at.client.execute("fork")
+        exchange = at.client.execute("forks")
         assert (await exchange.done())["status"] == "ok"
         assert exchange.types() == ["execute_input"]
     assert codes == [1]
@@ -152,24 +160,24 @@ async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
     codes: dict[str, int] = {}
 
     async def returns() -> None:
-        pid = os.fork()
+        pid = fork()
         if pid:
             codes["returns"] = wait_for(pid)
 
     async def fails() -> None:
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             raise ValueError("no such number")
         codes["fails"] = wait_for(pid)
 
     async def awaits() -> None:
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             await trio.lowlevel.checkpoint()
         codes["awaits"] = wait_for(pid)
 
     @kernel.cell
-    async def fork(cell: ts.Cell) -> None:
+    async def forks(cell: ts.Cell) -> None:
         async with trio.open_nursery() as nursery:
             for task in (returns, fails, awaits):
                 nursery.start_soon(task)
@@ -178,7 +186,7 @@ async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
     async with served(kernel) as at:
         for subshell in (None, await at.client.create_subshell()):
             codes.clear()
-            exchange = at.client.execute("fork", subshell_id=subshell)
+            exchange = at.client.execute("forks", subshell_id=subshell)
             assert (await exchange.done())["status"] == "ok"
             assert exchange.text() == "parent\n"
             assert codes == {"returns": 0, "fails": 1, "awaits": 1}
@@ -192,8 +200,8 @@ async def test_a_child_can_be_interrupted_by_itself() -> None:
     codes: list[int] = []
 
     @kernel.cell
-    async def fork(cell: ts.Cell) -> None:
-        pid = os.fork()
+    async def forks(cell: ts.Cell) -> None:
+        pid = fork()
         if pid == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             try:
@@ -205,7 +213,7 @@ async def test_a_child_can_be_interrupted_by_itself() -> None:
     async with served(kernel) as at:
         subshell = await at.client.create_subshell()
         # In the child the thread that has forked is the main thread, so signals reach it.
-        assert (await at.client.execute("fork", subshell_id=subshell).done())["status"] == "ok"
+        assert (await at.client.execute("forks", subshell_id=subshell).done())["status"] == "ok"
     assert codes == [5]
 
 
@@ -225,7 +233,7 @@ async def test_a_fork_while_others_publish_finds_no_lock_held(
         for thread in threads:
             thread.start()
         for _ in range(20):  # beside threads of this very cell, which hold its port's lock
-            pid = os.fork()
+            pid = fork()
             if pid == 0:
                 cell.stdout("child\n")
                 cell.display({"text/plain": "never"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ._client import Client, Kernel
+from ._client import PATIENCE, Client, Kernel
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="children are not found there")
 
@@ -160,11 +161,13 @@ def test_a_deleted_subshell_waits_for_no_process(client: Client, kernel: Kernel)
 def test_a_deleted_subshell_waits_for_no_captured_command(
     client: Client, kernel: Kernel, tmp_path: Path
 ) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
+    begun = tmp_path / "begun"
     subshell = client.create_subshell()
-    cell = client.execute(f"lines = !echo in > {fifo}; sleep 3600", subshell=subshell)
-    assert fifo.read_text() == "in\n"
+    cell = client.execute(f"lines = !touch {begun}; sleep 3600", subshell=subshell)
+    deadline = time.monotonic() + PATIENCE
+    while not begun.exists():
+        assert time.monotonic() < deadline
+        client.drain(timeout=0.1)
     client.delete_subshell(subshell).ok()
     assert cell.error()["ename"] == "SubshellDeleted"
     assert not [child for child in descendants(kernel) if lives(child)]
