@@ -21,7 +21,7 @@ pytestmark = pytest.mark.process
 def connected(file: str) -> Iterator[BlockingKernelClient]:
     client = BlockingKernelClient(connection_file=file)
     client.load_connection_file()
-    client.start_channels()
+    client.start_channels(hb=False)  # it takes a kernel that is slow to start for a dead one
     try:
         client.wait_for_ready(timeout=60)
         yield client
