@@ -85,3 +85,23 @@ async def test_the_alarm_rings_at_each_crossing() -> None:
     more = [ledger.lent(FRAMES, 1)]
     assert len(rung) == 2
     del first, more
+
+
+async def test_a_collection_in_the_middle_of_it_may_lend_and_give_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Making a frame may start a garbage collection, and that may run anybody's code."""
+    ledger = Ledger(1000)
+    real, kept, collected = zmq.Frame, [ledger.lent(FRAMES, 3)], []
+
+    def collecting(*args: object, **kwargs: object) -> zmq.Frame:
+        monkeypatch.setattr(zmq, "Frame", real)
+        kept.clear()
+        collected.append(ledger.lent(FRAMES, 5))
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zmq, "Frame", collecting)
+    lent = ledger.lent(FRAMES, 7)
+    assert len(collected) == 1
+    await until_held(ledger, 12)
+    del lent

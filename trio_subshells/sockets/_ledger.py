@@ -22,7 +22,9 @@ SMALL = 4096
 OVERHEAD = 100
 """Bytes that libzmq needs for a frame besides what is in it, roughly."""
 
-_lending = threading.Lock()  # pyzmq's thread must not be started by two at the same time
+# pyzmq's thread must not be started by two at the same time. This lock, and that of each ledger, is
+# reentrant: a garbage collection in the middle may run code that prints, or give something back.
+_lending = threading.RLock()
 
 
 class Ledger:
@@ -41,7 +43,7 @@ class Ledger:
         self._ceiling = ceiling
         self._alarm_at = alarm_at
         self._alarm = alarm
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._held = 0
         self.refused = 0
         """How many messages were not sent, as too much was held."""
