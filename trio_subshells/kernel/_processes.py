@@ -117,22 +117,35 @@ def leftovers() -> list[Process]:
 def send(number: signal.Signals, processes: Iterable[Process]) -> None:
     """Send a signal to each process that still lives."""
     for process in processes:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(process.pid, number)
+        _kill(process.pid, number)
 
 
 def signal_tree(root: int, number: signal.Signals) -> None:
     """Send a signal to a child of this process, and to what descends from it.
 
-    On Windows they are ended, whatever the signal.
+    They are stopped for that moment: one that starts another just then, and ends, would leave it
+    with a parent that nobody knows. On Windows they are ended, whatever the signal.
     """
     if sys.platform == "win32":
         end_by_taskkill(root)
         return
-    with suppress(OSError, subprocess.SubprocessError):  # it has ended, or there is no ps
-        send(number, descendants(root))
-    with suppress(ProcessLookupError):
-        os.kill(root, number)
+    tree = {root}
+    try:
+        _kill(root, signal.SIGSTOP)
+        with suppress(OSError, subprocess.SubprocessError):  # it has ended, or there is no ps
+            while new := {each.pid for each in descendants(root)} - tree:
+                tree |= new
+                for pid in new:
+                    _kill(pid, signal.SIGSTOP)
+    finally:
+        for pid in tree:
+            _kill(pid, number)
+            _kill(pid, signal.SIGCONT)
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
 
 
 def end_by_taskkill(pid: int) -> None:
