@@ -11,8 +11,10 @@ import hmac
 import json
 import logging
 import queue
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ import zmq
 from trio.testing import MockClock
 
 import trio_subshells as ts
-from trio_subshells.kernel import RegistrationFailed, RunningKernel, serve
+from trio_subshells.kernel import RegistrationFailed, RunningKernel, _main, serve
 from trio_subshells.kernel._registration import connection_file, register
 from trio_subshells.wire import CHANNELS, ConnectionInfo, RegistrationInfo
 
@@ -171,6 +173,23 @@ async def test_without_an_acknowledgement_it_ends(
     assert "within 0.2 s; there was no answer at all" in words
     assert service.receive()[1]["kernel_id"] == "unique_kernel_id", "it was told"
     assert not runtime.exists()
+
+
+def test_a_program_says_so_in_a_line(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_main, "serve", partial(serve, registration_timeout=0.2))
+    path = tmp_path / "registration.json"
+    path.write_text(json.dumps(service.fields()))
+    interval = sys.getswitchinterval()
+    try:
+        with pytest.raises(SystemExit) as left:
+            ts.main(CellsKernel, ["-f", str(path)])
+    finally:
+        sys.setswitchinterval(interval)
+    words = str(left.value.code)
+    assert f"tcp://127.0.0.1:{service.port} has not acknowledged this kernel" in words
+    assert "\n" not in words
 
 
 async def test_an_answer_of_somebody_without_the_key_is_none(

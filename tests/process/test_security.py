@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,16 +137,77 @@ def test_a_kernel_that_is_started_with_a_registration_file(tmp_path: Path) -> No
         context.term()
 
 
+@needs_ipc
+def test_a_kernel_that_is_ended_by_force_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registered, and over ipc, as then it makes files of all kinds."""
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    key = secrets.token_hex(16)
+    path = tmp_path / "registration.json"
+    context = zmq.Context()
+    with tempfile.TemporaryDirectory(prefix="ipc") as directory:
+        try:
+            with context.socket(zmq.ROUTER) as service:
+                service.linger = 0
+                service.rcvtimeo = PATIENCE * 1000
+                service.bind(f"ipc://{directory}/k-99")
+                fields = {
+                    "kernel_id": "one",
+                    "transport": "ipc",
+                    "registration_ip": f"{directory}/k",
+                    "registration_port": 99,
+                    "signature_scheme": "hmac-sha256",
+                    "key": key,
+                }
+                path.touch(mode=0o600)
+                path.write_text(json.dumps(fields))
+                with started("-f", str(path), program=["-m", "trio_subshells"]) as process:
+                    identity, *_ = service.recv_multipart()
+                    acknowledgement = sign(key, b"ACK").encode()
+                    service.send_multipart([identity, b"<IDS|MSG>", acknowledgement, b"ACK"])
+                    shut_down_with_a_call_that_never_returns(f"{directory}/k", key)
+                    assert process.wait(PATIENCE) == 0
+        finally:
+            context.term()
+        assert [each.name for each in Path(directory).iterdir()] == ["k-99"], (
+            "it isn't the kernel's"
+        )
+    assert list((tmp_path / "runtime").iterdir()) == []
+
+
+def shut_down_with_a_call_that_never_returns(path: str, key: str) -> None:
+    channels = ("shell", "iopub", "stdin", "control", "hb")
+    ports = {f"{channel}_port": n for n, channel in enumerate(channels, 1)}
+    client = BlockingKernelClient(
+        transport="ipc", ip=path, session=Session(key=key.encode()), **ports
+    )
+    client.start_channels(hb=False)
+    try:
+        client.wait_for_ready(timeout=PATIENCE)
+        client.control_channel.send(client.session.msg("create_subshell_request", {}))
+        created = client.get_control_msg(timeout=PATIENCE)["content"]
+        code = "import ctypes; print('here', flush=True); ctypes.CDLL(None).sleep(1000)"
+        cell = client.session.msg("execute_request", {"code": code, "silent": False})
+        cell["header"]["subshell_id"] = created["subshell_id"]
+        client.shell_channel.send(cell)
+        while client.get_iopub_msg(timeout=PATIENCE)["msg_type"] != "stream":
+            pass
+        client.shutdown()
+    finally:
+        client.stop_channels()
+
+
 def sign(key: str, content: bytes) -> str:
     return hmac.new(key.encode(), content, hashlib.sha256).hexdigest()
 
 
 @contextmanager
-def started(*argv: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The example kernel with a command line; ended with the block."""
-    process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "echo_kernel.py"), *argv], text=True, **options
-    )
+def started(
+    *argv: str, program: Sequence[str] = (str(EXAMPLES / "echo_kernel.py"),), **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A kernel's program, by default the example, with a command line; ended with the block."""
+    process = subprocess.Popen([sys.executable, *program, *argv], text=True, **options)
     try:
         yield process
     finally:
