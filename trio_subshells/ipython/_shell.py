@@ -42,6 +42,7 @@ from IPython.core.payload import PayloadManager
 from traitlets import Instance, TraitError, Type, default, validate
 
 from ..kernel import Cell, CellError, SubshellInfo
+from ..kernel._errors import text_of
 from ..kernel._fork import leave_child
 from ..kernel._raisers import without_our_frames
 from ._activity import Activity, ActivityTracker
@@ -216,7 +217,8 @@ class TrioShell(InteractiveShell):
             raise activity.failure
         if not result.success:  # what IPython ends without a traceback, as the debugger's quit
             error = result.error_before_exec or result.error_in_exec
-            raise CellError(type(error).__name__, str(error))
+            assert error is not None
+            raise CellError(type(error).__name__, text_of(error))
 
     async def _execute(self, cell: Cell, activity: Activity) -> ExecutionResult:
         failed_transform = None
@@ -364,7 +366,7 @@ class TrioShell(InteractiveShell):
                 data: dict[str, Any] = self.display_formatter.format(value)[0]
             except Exception as error:
                 lines = self.InteractiveTB.get_exception_only(type(error), error)
-                raise CellError(type(error).__name__, str(error), lines) from error
+                raise CellError(type(error).__name__, text_of(error), lines) from error
         return data
 
     def described(self, name: str, detail_level: int) -> dict[str, Any]:
@@ -391,11 +393,17 @@ class TrioShell(InteractiveShell):
         """Show an exception, by default the handled one: as the cell's own end, or as output."""
         error = sys.exception() if exc_tuple is None else exc_tuple[1]
         if error is None or exception_only or not _has_group(error):
-            super().showtraceback(
-                exc_tuple, filename, tb_offset, exception_only, running_compiled_code
-            )
-            return
-        # IPython prints these to the terminal, as its formatter doesn't know exception groups.
+            try:
+                super().showtraceback(
+                    exc_tuple, filename, tb_offset, exception_only, running_compiled_code
+                )
+                return
+            except (Exception, SystemExit) as worse:
+                if error is None:
+                    raise
+                # Its text is the user's code, too; and IPython can't follow causes in a circle.
+                self.log.debug("IPython can't show this error: %s", type(worse).__name__)
+        # IPython prints groups to the terminal, as its formatter doesn't know them.
         kind, error, frames = self._get_exc_info(exc_tuple)
         text = traceback.format_exception(kind, error, frames)
         lines = "".join(text).rstrip("\n").splitlines()
@@ -415,10 +423,10 @@ class TrioShell(InteractiveShell):
         if activity is None or activity.cell is None:
             super()._showtraceback(etype, evalue, stb)
         elif activity.collects:
-            activity.failure = CellError(etype.__name__, str(evalue), stb)
+            activity.failure = CellError(etype.__name__, text_of(evalue), stb)
         else:
             activity.cell.publish(
-                "error", {"ename": etype.__name__, "evalue": str(evalue), "traceback": stb}
+                "error", {"ename": etype.__name__, "evalue": text_of(evalue), "traceback": stb}
             )
 
     def show_usage_error(self, exc: BaseException) -> None:
@@ -436,7 +444,7 @@ class TrioShell(InteractiveShell):
         failure = None if activity is None else activity.failure
         return {
             "ename": type(exception).__name__,
-            "evalue": str(exception),
+            "evalue": text_of(exception),
             "traceback": [] if failure is None else failure.traceback,
         }
 
@@ -599,16 +607,18 @@ def _is_cancellation(error: BaseException) -> bool:
 
 
 def _has_group(error: BaseException | None) -> bool:
-    while error is not None:
+    seen: set[int] = set()  # a chain may be a circle
+    while error is not None and id(error) not in seen:
         if isinstance(error, BaseExceptionGroup):
             return True
-        error = error.__cause__ or error.__context__
+        seen.add(id(error))
+        error = error.__context__ if error.__cause__ is None else error.__cause__
     return False
 
 
 def _is_foreign_loop(error: BaseException) -> bool:
     """Whether an error is what asyncio says without its loop, or trio of somebody else's future."""
-    text = str(error)
+    text = text_of(error)
     return (isinstance(error, RuntimeError) and text == "no running event loop") or (
         isinstance(error, TypeError) and "unrecognized yield message" in text
     )
