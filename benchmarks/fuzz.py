@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 DELIMITER = b"<IDS|MSG>"
+SESSION = "fuzz"
 CHANNELS = ("shell", "control", "stdin")
 
 #: Requests that may be unanswered at the same time.
@@ -176,7 +177,7 @@ class Gun:
     ) -> Shot:
         """A message that is rightly signed; `raw` are frames to put in the place of others."""
         msg_id = f"fuzz{next(self._numbers)}"
-        header = {"msg_id": msg_id, "msg_type": msg_type, "session": "s", "username": "u"}
+        header = {"msg_id": msg_id, "msg_type": msg_type, "session": SESSION, "username": "u"}
         if subshell_id is not None:
             header["subshell_id"] = subshell_id
         parts = [_json(header), b"{}", _json(metadata or {}), _json(content)]
@@ -520,8 +521,8 @@ class Range:
         msg_type, msg_id = header["msg_type"], parent.get("msg_id")
         if msg_type == "iopub_welcome":
             self._welcomed = True
-        if msg_id is None:
-            return
+        if msg_id is None or (published and parent.get("session", SESSION) != SESSION):
+            return  # it is for no message, or for one of another client
         content = msgspec.json.decode(frames[start + 5])
         state = content.get("execution_state")
         if published and msg_type != "status":
