@@ -1,7 +1,7 @@
 """An actor of the kernel fails: see `trio_subshells.kernel._faults` for what is to happen then.
 
 `test_at_each_await_point` kills each actor where it waits for the first time at each place. The
-whole sweep, which does it each time that the actor waits there, takes some minutes::
+whole sweep, which does it each time that the actor waits there, takes about a minute::
 
     TRIO_SUBSHELLS_FAULTS=all pytest tests/kernel/test_faults.py -k each
 """
