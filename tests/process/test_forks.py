@@ -86,6 +86,25 @@ def test_a_forked_child_has_no_kernel(client: Client, where: str | None) -> None
         assert err or not cell.stream("stderr"), child
 
 
+@pytest.mark.parametrize("last", ["print('child' if pid == 0 else 'parent')", "pid and 'parent'"])
+def test_a_forked_child_comes_to_the_end_of_the_cell(
+    client: Client, where: str | None, last: str, tmp_path: Path
+) -> None:
+    # A last expression is compiled by itself, as its value is shown.
+    ended = tmp_path / "ended"
+    cell = client.execute(
+        f"pid = os.fork()\nif pid: wait(pid)\nopen({str(ended)!r}, 'a').write('x')\n{last}",
+        subshell=where,
+    )
+    cell.ok()
+    assert ended.read_text() == "xx"
+    if "print" in last:
+        assert cell.stream() == "child\nparent\n"
+    else:
+        assert cell.output_types() == ["stream", "execute_result"]
+        assert cell.stream() == "0\n"
+
+
 def test_what_programs_write_reaches_their_cell_in_its_order(
     client: Client, where: str | None
 ) -> None:

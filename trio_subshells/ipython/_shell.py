@@ -272,10 +272,13 @@ class TrioShell(InteractiveShell):
                 result.error_before_exec = error
             self.showtraceback()
             return True
+        process = os.getpid()
         for code in codes:
             is_async = bool(code.co_flags & inspect.CO_COROUTINE)
             if await self.run_code(code, result, async_=is_async):
                 return True
+        if os.getpid() != process:  # a forked child: what follows is its parent's to do
+            leave_child()
         return False
 
     def _compile(
@@ -330,9 +333,6 @@ class TrioShell(InteractiveShell):
                 result.error_in_exec = error
             self._show_error(error)
             return True
-        else:
-            if os.getpid() != process:  # a forked child: what follows is its parent's to do
-                leave_child()
         finally:
             if activity is not None:
                 activity.collects = collects
