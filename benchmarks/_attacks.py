@@ -97,7 +97,7 @@ def flooding(lab: Lab) -> Verdict:
             while channel.poll(0):  # what it answers is read, and not looked at
                 channel.recv_multipart()
     sent = time.perf_counter() - begin
-    answers = ask_both(kernel, client, PATIENCE)
+    answers = ask_both(client, PATIENCE)
     time.sleep(1)
     grown = kernel.resident_megabytes() - before
     facts = {"sending": sent, "answers": answers, "megabytes": grown}
@@ -108,7 +108,7 @@ def _after(lab: Lab, kernel: RunningKernel, attack: Callable[[], str]) -> Verdic
     """Attack, then see whether the kernel answers, and what it has kept."""
     memory, descriptors = kernel.resident_megabytes(), weigh(kernel, 0, 0).descriptors
     remark = attack()
-    answers = ask_both(kernel, kernel.client, 20)
+    answers = ask_both(kernel.client, 20)
     time.sleep(1)
     facts: dict[str, Any] = {
         "answers": answers,
@@ -180,8 +180,10 @@ def crowding(lab: Lab) -> Verdict:
         for _ in range(lab.effort.clients):
             client = lab.admit(kernel.connect())
             client.shell.send_multipart(client.request("kernel_info_request", {}).frames)
-            client.shell.close(linger=1000)
+            # It goes once its question has left, or hasn't for a while.
+            client.shell.close(linger=100)
             client.close()
+            kernel.client.check()
         return ""
 
     return _after(lab, kernel, attack)
@@ -218,7 +220,7 @@ def not_reading(lab: Lab) -> Verdict:
                 break
         client.receive_for(client.shell, request)
     seconds = time.perf_counter() - begin
-    answers = ask_both(kernel, client, 20)
+    answers = ask_both(client, 20)
     time.sleep(1)
     grown = kernel.resident_megabytes() - before
     stuck.close(linger=0)
@@ -246,6 +248,7 @@ def leaving_replies(lab: Lab) -> Verdict:
     stuck = lazy.control.context.socket(zmq.DEALER)
     stuck.rcvhwm = 1
     stuck.rcvbuf = 4096
+    stuck.sndtimeo = 10_000
     stuck.connect(f"tcp://{kernel.connection['ip']}:{kernel.connection['shell_port']}")
     client.execute("big = 'x' * 1_000_000")
     before = kernel.resident_megabytes()
@@ -260,7 +263,7 @@ def leaving_replies(lab: Lab) -> Verdict:
         }
         stuck.send_multipart(lazy.request("execute_request", content).frames)
     client.execute("pass")  # the hundred have been served
-    answers = ask_both(kernel, client, 20)
+    answers = ask_both(client, 20)
     time.sleep(1)
     grown = kernel.resident_megabytes() - before
     stuck.close(linger=0)
@@ -321,7 +324,7 @@ def filling(lab: Lab, hard: int | None) -> Verdict:
             words.append(f"then {refusal}")
         used = desk.send(client.shell, client.execute_request("pass", ids[0]))
         desk.wait(used, seconds=10)
-        answers = ask_both(kernel, client, 10)
+        answers = ask_both(client, 10)
         deletion = desk.send(
             client.control, client.request("delete_subshell_request", {"subshell_id": ids[-1]})
         )
@@ -344,7 +347,7 @@ def filling(lab: Lab, hard: int | None) -> Verdict:
 def repeating(lab: Lab) -> Verdict:
     """Create, execute and delete in rounds; compare what the process holds before and after."""
     kernel = lab.start()
-    for _ in soak(kernel, rounds=20, every=20, cell="pass"):
+    for _ in soak(kernel, rounds=100, every=100, cell="pass"):
         continue  # what is made on first use exists then
     time.sleep(1)
     before, after = soak(kernel, rounds=lab.effort.rounds, every=lab.effort.rounds, cell="pass")
@@ -433,7 +436,7 @@ def forking(code: str, lab: Lab, *, subshell: bool) -> Verdict:
             elif b'"stream"' in b"".join(frames) and b'"text"' in frames[-1]:
                 texts.append(json.loads(frames[-1])["text"])
     arrived = "from the child" in "".join(texts)
-    answers = ask_both(kernel, client, 10)
+    answers = ask_both(client, 10)
     log = (kernel.directory / "output.txt").read_text(errors="replace")
     lives = False
     if marker.exists():
@@ -470,13 +473,12 @@ def forking(code: str, lab: Lab, *, subshell: bool) -> Verdict:
 
 
 def encrypted(lab: Lab) -> Verdict:
-    """Start with keys in the connection file; then come without keys, and with others."""
+    """Start with keys in the connection file; then come without encryption, and with other keys."""
     kernel = lab.start(curve=True)
-    answers = ask_both(kernel, kernel.client, 10)
+    answers = ask_both(kernel.client, 10)
     words = [f"with the keys: {in_words(answers, 10)}"]
     facts: dict[str, Any] = {"with the keys": answers}
-    for name, keys in (("a stranger's keys", zmq.curve_keypair()), ("no keys", None)):
-        client = lab.admit(kernel.connect_with(keys))
-        answers = facts[name] = ask_both(kernel, client, 2)
+    for name, client in kernel.connect_strangers().items():
+        answers = facts[name] = ask_both(lab.admit(client), 2)
         words.append(f"{name}: {in_words(answers, 2)}")
     return Verdict("; ".join(words), facts)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Seconds that an endless cell runs at most: longer than anything waits for it.
 FOREVER = 900
 
+#: Seconds until a cell has to begin.
+BEGIN = 10.0
+
 #: Seconds that the call runs that holds the interpreter's lock, and so everything else, up.
 HOLD = 5
 
@@ -163,7 +166,7 @@ class Cell:
     ) -> Cell:
         """Start a cell, for a client; return once its own code has begun.
 
-        Raises `ProbeFailed` if it doesn't begin within the client's time.
+        Raises `ProbeFailed` if it doesn't begin, for whatever reason.
         """
         marker = kernel.directory / f"begun-{time.monotonic_ns()}"
         cleaned = marker.with_name(f"cleaned-{marker.name}")
@@ -180,13 +183,17 @@ class Cell:
             metadata=metadata,
         )
         client.shell.send_multipart(request.frames)
-        while not marker.exists():
-            if client.shell.poll(0):
-                content = client.receive_for(client.shell, request).content
-                why = f"{content.get('ename')}: {content.get('evalue')}"
-                raise ProbeFailed(f"the cell has not begun: {why:.200}")
-            client.check()
-            time.sleep(0.001)
-        if kind.asks:
-            client.receive_for(client.stdin, request)
+        try:
+            with client.within(BEGIN):
+                while not marker.exists():
+                    if client.shell.poll(0):
+                        content = client.receive_for(client.shell, request).content
+                        raise ProbeFailed(f"{content.get('ename')}: {content.get('evalue')}")
+                    client.check()
+                    time.sleep(0.001)
+                if kind.asks:
+                    client.receive_for(client.stdin, request)
+        except ProbeFailed as error:
+            where = "a subshell's" if subshell else "the main shell's"
+            raise ProbeFailed(f"{where} cell has not begun: {error}") from error
         return cls(kind, request, cleaned)

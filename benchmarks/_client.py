@@ -91,8 +91,8 @@ class Client:
     """The shell, control, stdin and iopub channels of one kernel.
 
     `why_dead` returns the reason why the kernel will never answer, or ``None``. `store_history` is
-    what every ``execute_request`` says. If the connection is encrypted, `keys` are the client's
-    own CurveZMQ keys, public and secret. Every wait happens
+    what every ``execute_request`` says. If the client encrypts, `keys` are its own CurveZMQ keys,
+    public and secret, and the kernel's is in the connection. Every wait happens
     under `within`, and raises `ProbeFailed` when the kernel is dead or the time is over.
     """
 
@@ -126,6 +126,7 @@ class Client:
         socket.rcvhwm = 0  # the client drops nothing: what is missing, the kernel has dropped
         socket.sndhwm = 0
         socket.rcvtimeo = _LOOK
+        socket.sndtimeo = 20 * _LOOK  # for ever, if the kernel has refused the connection
         # The client is there before the kernel binds. With the default of 100 ms between two
         # attempts, a start-up time would be rounded up to the next of them.
         socket.reconnect_ivl = 2

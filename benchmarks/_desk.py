@@ -10,6 +10,7 @@ import statistics
 import time
 from typing import TYPE_CHECKING
 
+import attrs
 import zmq
 from _client import Message
 
@@ -33,6 +34,14 @@ class Pending:
     def seconds(self) -> float:
         """From the request to its reply; to now as long as there is none."""
         return (self.received if self.reply is not None else time.perf_counter()) - self.sent
+
+
+@attrs.frozen(order=True)
+class Latency:
+    """What a request took, or what it has taken so far if it isn't `answered`."""
+
+    seconds: float
+    answered: bool = True
 
 
 class Desk:
@@ -114,13 +123,10 @@ class Pulse:
         self._beating = False
         return self._desk.wait(self._beats[-1], seconds=patience)
 
-    def latencies(self, begin: float, end: float) -> list[float]:
-        """Return the seconds that each request took that was under way between two moments.
-
-        One that isn't answered yet counts with the time that it has taken so far.
-        """
+    def latencies(self, begin: float, end: float) -> list[Latency]:
+        """Return the latency of each request that was under way between two moments."""
         return [
-            beat.seconds
+            Latency(beat.seconds, beat.reply is not None)
             for beat in self._beats
             if beat.sent < end and (beat.reply is None or beat.received > begin)
         ]
@@ -134,6 +140,10 @@ class Pulse:
             self._beats.append(self._desk.send(self._socket, self._make(), self._beat))
 
 
-def ratio(disturbed: list[float], undisturbed: list[float]) -> float:
+def ratio(disturbed: list[Latency], undisturbed: list[Latency]) -> float:
     """Return how many times the median of some latencies is that of others."""
-    return statistics.median(disturbed) / statistics.median(undisturbed)
+    return _median(disturbed) / _median(undisturbed)
+
+
+def _median(latencies: list[Latency]) -> float:
+    return statistics.median(each.seconds for each in latencies)

@@ -26,7 +26,7 @@ from jupyter_client.connect import write_connection_file
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -167,7 +167,7 @@ class RunningKernel:
         self.spec = spec
         self._launcher = launcher
         self._store_history = store_history
-        self._others: list[Client] = []
+        self._clients: list[Client] = []
         self._directory = tempfile.TemporaryDirectory(
             prefix="kernel-benchmark-", ignore_cleanup_errors=True
         )
@@ -185,7 +185,7 @@ class RunningKernel:
             curve_secretkey=secret,
         )
         self.connection = cast("dict[str, Any]", connection)
-        self.client = self._new_client(self._keys)
+        self.client = self.connect()
         begin = time.perf_counter()
         try:
             self._process = self._popen(home, connection_file)
@@ -218,13 +218,16 @@ class RunningKernel:
 
     def connect(self) -> Client:
         """Return a further client, which is closed with the kernel."""
-        return self.connect_with(self._keys)
+        return self._connect(self.connection, self._keys)
 
-    def connect_with(self, keys: tuple[bytes, bytes] | None) -> Client:
-        """Return a client that has CurveZMQ keys of its own, or with ``None`` doesn't encrypt."""
-        client = self._new_client(keys)
-        self._others.append(client)
-        return client
+    def connect_strangers(self) -> dict[str, Client]:
+        """Return clients that have no business at an encrypted kernel, by what they come with."""
+        keys = zmq.curve_keypair()
+        other = {**self.connection, "curve_publickey": keys[0].decode()}
+        return {
+            "no encryption": self._connect(self.connection, None),
+            "another kernel's key": self._connect(other, keys),
+        }
 
     def interrupt(self) -> None:
         """Interrupt the kernel as Jupyter does: by a signal or a message, as the kernelspec says.
@@ -342,11 +345,13 @@ class RunningKernel:
         text = Path(self._log.name).read_text(encoding="utf-8", errors="replace").strip()
         return f"; it said: {text[-300:]}" if text else ""
 
-    def _new_client(self, keys: tuple[bytes, bytes] | None) -> Client:
-        return Client(self.connection, self.why_dead, store_history=self._store_history, keys=keys)
+    def _connect(self, connection: Mapping[str, Any], keys: tuple[bytes, bytes] | None) -> Client:
+        client = Client(connection, self.why_dead, store_history=self._store_history, keys=keys)
+        self._clients.append(client)
+        return client
 
     def _clean_up(self) -> None:
-        for client in (self.client, *self._others):
+        for client in self._clients:
             client.close()
         self._log.close()
         self._directory.cleanup()

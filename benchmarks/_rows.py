@@ -58,6 +58,10 @@ def _interrupts() -> Iterator[Trial]:
         make = partial(interrupting, kind, subshell=True)
         group = "Interrupt a subshell's cell which..."
         yield Trial(f"interrupt-subshell/{kind.key}", group, kind.title, make, subshells=True)
+    for key in ("base-exception", "base-exception-await", "shield"):
+        make = partial(interrupting, _KIND[key], subshell=True, again=True)
+        title = f"{_KIND[key].title}; interrupted again after 1 s"
+        yield Trial(f"interrupt-subshell/{key}-again", group, title, make, subshells=True)
     group = "Interrupt: whom it reaches, of three cells in the main shell and two subshells"
     for key, title, how in (
         ("await", "`interrupt_request`, they await", interrupt_request),
@@ -160,5 +164,77 @@ TRIALS: tuple[Trial, ...] = (
     *_security(),
 )
 
-#: The project's own test of the same thing, by the key of the trial.
-TESTS: dict[str, str] = {}
+_PROCESS = "tests/process"
+_DELETE = f"{_PROCESS}/test_delete.py::test_a_busy_subshell_is_deleted_and_owes_nothing"
+_UNJOINABLE = (
+    f"{_PROCESS}/test_delete.py"
+    "::test_a_subshell_that_can_not_be_joined_is_reported_and_joined_later"
+)
+_INTERRUPT = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_ends_a_cell_of"
+_EVERYBODY = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_is_for_the_whole_kernel"
+_SHUTDOWN = f"{_PROCESS}/test_shutdown.py::test_a_shutdown_ends_a_busy_kernel"
+_HOSTILE = "tests/kernel/test_hostile.py"
+_LIMITS = f"{_PROCESS}/test_limits.py"
+_FORK = f"{_PROCESS}/test_forks.py::test_a_forked_child_has_no_kernel"
+
+#: The project's own test of the same thing, by the key of the trial. What isn't here has none.
+TESTS: dict[str, str] = {
+    "delete/await": _DELETE,
+    "delete/loop": _DELETE,
+    "delete/sleep": _DELETE,
+    "delete/call": _UNJOINABLE,
+    "delete/exception": _DELETE,
+    "delete/base-exception": _DELETE,
+    "delete/base-exception-await": _DELETE,
+    "delete/finally": _DELETE,
+    "delete/shield": _DELETE,
+    "delete/input": _DELETE,
+    "delete/background": f"{_PROCESS}/test_leftovers.py"
+    "::test_what_runs_in_the_background_outlives_its_subshell",
+    "delete/children": f"{_PROCESS}/test_leftovers.py"
+    "::test_a_deleted_subshell_waits_for_no_process",
+    "interrupt-main/await": f"{_INTERRUPT}_the_main_shell",
+    "interrupt-main/loop": f"{_INTERRUPT}_the_main_shell",
+    "interrupt-main/sleep": f"{_INTERRUPT}_the_main_shell",
+    "interrupt-main/exception": f"{_INTERRUPT}_the_main_shell",
+    "interrupt-main/finally": f"{_INTERRUPT}_the_main_shell",
+    "interrupt-main/input": f"{_INTERRUPT}_the_main_shell",
+    "interrupt-subshell/await": f"{_INTERRUPT}_a_subshell",
+    "interrupt-subshell/loop": f"{_INTERRUPT}_a_subshell",
+    "interrupt-subshell/sleep": f"{_INTERRUPT}_a_subshell",
+    "interrupt-subshell/exception": f"{_INTERRUPT}_a_subshell",
+    "interrupt-subshell/finally": f"{_INTERRUPT}_a_subshell",
+    "interrupt-subshell/input": f"{_INTERRUPT}_a_subshell",
+    "interrupt-subshell/children": f"{_PROCESS}/test_leftovers.py"
+    "::test_an_interrupted_subshell_waits_for_no_process",
+    "interrupt/all-await": _EVERYBODY,
+    "interrupt/all-loop": _EVERYBODY,
+    "interrupt/all-sleep": _EVERYBODY,
+    "timeout/await": "tests/kernel/test_running.py::test_timeouts_of_execute",
+    "shutdown-subshell/await": _SHUTDOWN,
+    "shutdown-subshell/loop": _SHUTDOWN,
+    "shutdown-subshell/sleep": _SHUTDOWN,
+    "shutdown-subshell/children": f"{_PROCESS}/test_leftovers.py"
+    "::test_a_shutdown_leaves_nothing_behind",
+    "shutdown-main/await": _SHUTDOWN,
+    "shutdown-main/loop": _SHUTDOWN,
+    "shutdown-main/sleep": _SHUTDOWN,
+    "shutdown-main/children": f"{_PROCESS}/test_leftovers.py"
+    "::test_a_shutdown_leaves_nothing_behind",
+    "shutdown-main/restart": f"{_PROCESS}/test_shutdown.py::test_a_shutdown_is_answered_and_done",
+    "hostile/malformed": f"{_PROCESS}/test_fuzz.py::test_everything_that_is_owed_and_nothing_else",
+    "hostile/frame": "tests/kernel/test_channels.py::test_a_dropped_message_is_not_kept",
+    "hostile/replay": f"{_PROCESS}/test_messages.py::test_a_replayed_message_is_ignored",
+    "hostile/scan": f"{_HOSTILE}::test_strangers_at_the_ports",
+    "hostile/crowd": f"{_HOSTILE}::test_clients_that_come_and_go",
+    "readers/iopub": f"{_PROCESS}/test_slow_readers.py::test_a_client_that_stops_reading_iopub",
+    "readers/shell": f"{_PROCESS}/test_slow_readers.py::test_a_client_that_stops_reading_replies",
+    "limits/raised": f"{_LIMITS}::test_a_thousand_subshells_at_once",
+    "limits/hard": f"{_LIMITS}::test_as_many_as_fit_and_then_a_clear_error",
+    "limits/rounds": f"{_LIMITS}::test_subshells_leave_nothing_behind",
+    "forks/fork-exit": _FORK,
+    "forks/fork-on": _FORK,
+    "forks/multiprocessing": f"{_PROCESS}/test_forks.py::test_forks_leave_the_parent_as_it_was",
+    "security/curve": f"{_PROCESS}/test_security.py"
+    "::test_jupyter_client_demands_encryption_and_gets_it",
+}

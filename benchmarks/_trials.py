@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 from _cells import Cell, Kind
 from _client import Client, Message, ProbeFailed
-from _desk import Desk, Pending, Pulse, ratio
+from _desk import Desk, Latency, Pending, Pulse, ratio
 from _kernels import KernelSpec, RunningKernel
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Seconds until a kernel has to be there.
 START = 20.0
+
+#: Seconds until a pool's threads that have nothing to do are gone: trio's live on for ten.
+THREADS = 12.0
 
 #: A reply that took more seconds than this counts as a pause rather than as slow.
 PAUSE = 0.25
@@ -158,12 +161,14 @@ def _said(reply: Message | None) -> str:
     return f"{reply.content.get('evalue', '')}" if reply is not None else ""
 
 
-def _others(name: str, during: list[float], idle: list[float]) -> str:
+def _others(name: str, during: list[Latency], idle: list[Latency]) -> str:
     longest = max(during)
     # One long pause hides among many short times: it says more than any median.
-    if longest > PAUSE:
-        return f"{name} waited {duration(longest)}"
-    return f"{name} {ratio(during, idle):.1f}×"
+    if longest.seconds <= PAUSE:
+        return f"{name} {ratio(during, idle):.1f}×"
+    if longest.answered:
+        return f"{name} waited {duration(longest.seconds)}"
+    return f"{name}: no reply in {duration(longest.seconds)}"
 
 
 # Delete
@@ -196,8 +201,8 @@ def deleting(kind: Kind, lab: Lab, timeout: float | None = None) -> Verdict:
     idle = {name: pulse.latencies(begin, time.perf_counter()) for name, pulse in pulses.items()}
     threads = kernel.process.num_threads()
     times: dict[bool, list[float]] = {True: [], False: []}
-    during: dict[str, list[float]] = {name: [] for name in pulses}
-    before: dict[str, list[float]] = {name: [] for name in pulses}
+    during: dict[str, list[Latency]] = {name: [] for name in pulses}
+    before: dict[str, list[Latency]] = {name: [] for name in pulses}
     cleaned = True
     stuck = ""
     for number in range(2 * lab.effort.repeats):
@@ -244,9 +249,9 @@ def deleting(kind: Kind, lab: Lab, timeout: float | None = None) -> Verdict:
         "afterwards": stuck,
         "others": {
             name: {
-                "idle": idle[name],
-                "cell runs": before[name],
-                "deletion": during[name],
+                "idle": _seconds(idle[name]),
+                "cell runs": _seconds(before[name]),
+                "deletion": _seconds(during[name]),
             }
             for name in pulses
         },
@@ -262,7 +267,9 @@ def deleting(kind: Kind, lab: Lab, timeout: float | None = None) -> Verdict:
     if kind.cleans:
         words.append("`finally` completed" if cleaned else "`finally` cut short")
     if ended:
-        facts["threads left"] = left = _settled(lambda: kernel.process.num_threads() - threads)
+        facts["threads left"] = left = _settled(
+            lambda: kernel.process.num_threads() - threads, THREADS
+        )
         if left > 0:
             words.append(f"{left} thread{'s' * (left > 1)} left")
     if kind.key == "children":
@@ -270,6 +277,10 @@ def deleting(kind: Kind, lab: Lab, timeout: float | None = None) -> Verdict:
         words.append(f"{left} child{'ren' * (left != 1)} left")
     words += [_others(name, during[name], idle[name]) for name in pulses if during[name]]
     return Verdict("; ".join(words), facts)
+
+
+def _seconds(latencies: list[Latency]) -> list[float]:
+    return [each.seconds for each in latencies]
 
 
 def _beat(desk: Desk, pulses: Mapping[str, Pulse], beats: int, *, stop: bool = True) -> float:
@@ -301,12 +312,22 @@ def _settled(count: Callable[[], int], seconds: float = 1.0) -> int:
 # Interrupt, timeout
 
 
-def interrupting(kind: Kind, lab: Lab, *, subshell: bool) -> Verdict:
-    """Interrupt the kernel, as Jupyter does it, while a cell runs in the main shell or another."""
+def interrupting(kind: Kind, lab: Lab, *, subshell: bool, again: bool = False) -> Verdict:
+    """Interrupt the kernel, as Jupyter does it, while a cell runs in the main shell or another.
+
+    `again`: once more after a second, as people do when nothing has happened.
+    """
     kernel = lab.start()
     client = kernel.client
     where = client.create_subshell() if subshell else None
-    return _ending(kind, lab, kernel, where, kernel.interrupt, 0)
+
+    def interrupt() -> None:
+        kernel.interrupt()
+        if again:
+            time.sleep(1)
+            kernel.interrupt()
+
+    return _ending(kind, lab, kernel, where, interrupt, 0)
 
 
 def timing_out(kind: Kind, lab: Lab, *, subshell: bool) -> Verdict:
@@ -512,7 +533,7 @@ def orphaning(kind: Kind | None, lab: Lab, *, subshell: bool) -> Verdict:
     return Verdict(f"gone after {duration(seconds)}", facts)
 
 
-def ask_both(kernel: RunningKernel, client: Client, patience: float) -> dict[str, Any]:
+def ask_both(client: Client, patience: float) -> dict[str, Any]:
     """Ask on shell (for a cell) and on control (for information); return how long each took.
 
     A cell that is aborted, as one before it has failed, is sent again. ``None`` stands for no

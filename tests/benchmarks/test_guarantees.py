@@ -114,10 +114,14 @@ def test_times_are_written_as_people_do() -> None:
 
 
 def test_one_long_pause_is_not_lost_among_many_short_times() -> None:
+    from _desk import Latency
     from _trials import _others
 
-    assert _others("control", [0.002, 0.004, 0.002], [0.002, 0.002]) == "control 1.0×"
-    assert _others("control", [0.002] * 9 + [3.7], [0.002]) == "control waited 3.7 s"
+    idle = [Latency(0.002)] * 2
+    assert _others("control", [Latency(0.002), Latency(0.004)], idle) == "control 1.5×"
+    assert _others("control", [Latency(0.002)] * 9 + [Latency(3.7)], idle) == "control waited 3.7 s"
+    silent = [Latency(0.002), Latency(3, answered=False)]
+    assert _others("control", silent, idle) == "control: no reply in 3.0 s"
 
 
 def test_all_trials_have_keys_of_their_own_and_tests_that_exist(program: ModuleType) -> None:
