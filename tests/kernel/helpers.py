@@ -266,18 +266,18 @@ async def open_client(
     """A client of a kernel, which has been welcomed on iopub if it listens there."""
     assert connection is not None
     with open_context() as context:
-        async with trio.open_nursery() as nursery:
-            client = Client(context, connection, identity)
-            try:
+        client = Client(context, connection, identity)
+        try:
+            async with trio.open_nursery() as nursery:
                 for channel in client.sockets:
                     nursery.start_soon(client.read, channel)
                 if listens:
                     await client.listen()
                 yield client
-            finally:
                 nursery.cancel_scope.cancel()
-                for socket in client.sockets.values():
-                    socket.close()
+        finally:  # not before: a reader that was just woken reads once more
+            for socket in client.sockets.values():
+                socket.close()
 
 
 @attrs.frozen

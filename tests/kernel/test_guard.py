@@ -14,7 +14,16 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason, protected
+from trio_subshells.kernel._guard import (
+    CellEnded,
+    CellGuard,
+    EndReason,
+    SubshellGuards,
+    _here,
+    drive_tasks,
+    exposed,
+    protected,
+)
 from trio_subshells.kernel._raisers import AsyncRaiser, SignalRaiser
 
 from .helpers import HANG, Flag
@@ -27,8 +36,9 @@ class NotedRaiser:
         self.strikes = 0
         self.withdrawals = 0
 
-    def strike(self) -> None:
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         self.strikes += 1
+        return True
 
     def withdraw(self) -> None:
         self.withdrawals += 1
@@ -339,7 +349,8 @@ async def test_a_task_of_the_cell_in_such_a_block_changes_nothing() -> None:
                 leave[0].set()
                 await wait_all_tasks_blocked()
                 assert not guard.strike(1)
-                guard._wanted = False  # it is not to be raised here
+                assert _here.exposure is not None
+                _here.exposure.wanted = False  # it is not to be raised here
             assert guard.strike(1)
             leave[1].set()
             await wait_all_tasks_blocked()
@@ -422,7 +433,7 @@ def test_thousands_of_interrupts_at_every_point_of_short_cells() -> None:
         nonlocal attempts
         generation = guard.generation
         # Another thread would wait for the lock; this one would wait for itself.
-        if generation % 2 and not guard._lock.locked() and frame is not None:
+        if generation % 2 and not guard.lock.locked() and frame is not None:
             attempts += 1
             points.add(frame.f_code.co_name)
             guard.strike(generation)
@@ -431,7 +442,7 @@ def test_thousands_of_interrupts_at_every_point_of_short_cells() -> None:
         raiser = AsyncRaiser()
         signal.setitimer(signal.ITIMER_REAL, 3e-5, 3e-5)
         try:
-            while attempts < 30_000:
+            while attempts < 20_000:
                 try:
                     await guard.run(partial(short, guard), what=1, raiser=raiser)
                 except KeyboardInterrupt:
@@ -479,6 +490,212 @@ def test_interrupts_from_another_thread_hit_their_cells_only() -> None:
     thread.join(HANG)
     assert outcome == ["undisturbed"]
     assert all(generation % 2 for generation in struck)
+
+
+# -------------------------------------------------------------------------- what a cell starts
+
+
+async def test_a_task_of_the_cell_is_struck_as_the_cell_itself() -> None:
+    guards, spinning = SubshellGuards(), Flag()
+    guard = guards.requests
+
+    async def spin() -> None:
+        await trio.lowlevel.checkpoint()
+        spinning.set()
+        while True:
+            pass
+
+    async def cell() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spin)
+
+    async def main() -> None:
+        with drive_tasks(guards):
+            await run(guard, cell)
+
+    thread, outcome = in_thread(main)
+    with trio.fail_after(HANG):
+        await spinning.wait()
+        ended = guard.begin_end(1, EndReason.INTERRUPTED)
+        assert ended is not None
+        while not guard.strike(1):
+            await trio.lowlevel.checkpoint()
+        await ended.wait()
+    thread.join(HANG)
+    assert [type(each) for each in outcome] == [CellEnded]
+
+
+async def test_a_task_of_the_cell_is_a_task_like_any_other() -> None:
+    """That we replace its coroutine can't be told: trio doesn't document that it may be done."""
+    guards = SubshellGuards()
+    steps: list[object] = []
+
+    async def child(name: str, *, task_status: trio.TaskStatus[str]) -> None:
+        assert _here.exposure is not None  # it is driven, or this test tests nothing
+        task = trio.lowlevel.current_task()
+        assert not trio.lowlevel.currently_ki_protected()  # looks at the task's coroutine
+        task_status.started(name + "!")
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            steps.append(task.name)
+            raise
+
+    async def fail() -> None:
+        assert _here.exposure is not None
+        raise ZeroDivisionError
+
+    async def cell() -> str:
+        async with trio.open_nursery() as nursery:
+            steps.append(await nursery.start(child, "started"))
+            nursery.start_soon(trio.sleep, 0)
+            nursery.cancel_scope.cancel()
+        with pytest.raises(ExceptionGroup) as caught:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+        assert caught.group_contains(ZeroDivisionError)
+        return "the end"
+
+    with drive_tasks(guards):
+        assert await run(guards.requests, cell) == "the end"
+    assert steps[0] == "started!"
+    assert "child" in str(steps[1])
+    assert not guards.requests._exposures
+
+
+async def test_tasks_of_nobodys_cell_are_left_alone() -> None:
+    guards = SubshellGuards()
+    seen = []
+
+    async def look() -> None:
+        seen.append(_here.exposure)
+
+    with drive_tasks(guards):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+    assert seen == [None, None]
+
+
+async def test_what_a_cell_has_left_running_is_struck_once_no_other_cell_starts() -> None:
+    guards, spinning = SubshellGuards(), Flag()
+    guard = guards.requests
+
+    async def spin() -> None:
+        await trio.lowlevel.checkpoint()
+        await over.wait()
+        spinning.set()
+        while True:
+            pass
+
+    over = trio.Event()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def leave_it_running() -> None:
+                nursery.start_soon(spin)
+
+            with drive_tasks(guards):
+                await run(guard, leave_it_running)
+                over.set()
+
+    thread, outcome = in_thread(main)
+    with trio.fail_after(HANG):
+        await spinning.wait()
+        assert not guard.strike(1)  # that cell has ended
+        guard.strike_leftovers()  # and there may be others yet
+        assert thread.is_alive()
+        guard.close(EndReason.DELETED)
+        while thread.is_alive():
+            guard.strike_leftovers()
+            await trio.lowlevel.checkpoint()
+    assert isinstance(outcome[0], BaseExceptionGroup)
+    assert not guard._exposures
+
+
+async def test_a_function_in_a_worker_thread_is_struck_as_the_cell_itself() -> None:
+    guard, spinning = CellGuard(), Flag()
+
+    def spin() -> None:
+        with protected():  # as by a print
+            pass
+        spinning.set()
+        while True:
+            pass
+
+    async def cell() -> None:
+        await trio.to_thread.run_sync(exposed(spin))
+
+    async def strike() -> None:
+        await spinning.wait()
+        assert guard.begin_end(1, EndReason.INTERRUPTED) is not None
+        while not guard.strike(1):
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(strike)
+            with pytest.raises(CellEnded):
+                await run(guard, cell)
+    assert not guard._exposures
+
+
+async def test_a_function_in_a_worker_thread_returns_and_raises_as_ever() -> None:
+    guard = CellGuard()
+
+    def add(one: int, other: int) -> int:
+        assert _here.exposure is not None
+        return one + other
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    async def cell() -> int:
+        with pytest.raises(ZeroDivisionError):
+            await trio.to_thread.run_sync(exposed(fail))
+        return await trio.to_thread.run_sync(exposed(add), 1, 2)
+
+    assert await run(guard, cell) == 3
+    assert exposed(add) is add  # nobody's cell
+
+
+@pytest.mark.parametrize("in_a_task", [False, True])
+async def test_shields_are_lifted(in_a_task: bool) -> None:
+    """Where trio keeps the scopes within a scope is nowhere documented."""
+    guard = CellGuard()
+    cleaned_up = False
+
+    async def shielded() -> None:
+        nonlocal cleaned_up
+        try:
+            with trio.CancelScope(shield=True), trio.CancelScope(shield=True):
+                await trio.sleep_forever()
+        finally:
+            cleaned_up = True
+
+    async def cell() -> None:
+        if in_a_task:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(shielded)
+        else:
+            await shielded()
+
+    async def end() -> None:
+        await wait_all_tasks_blocked()
+        assert guard.begin_end(1, EndReason.DELETED) is not None
+        guard.cancel(1)
+        await wait_all_tasks_blocked()
+        assert guard.running
+        guard.cancel(1, lift_shields=True)
+
+    with trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            with pytest.raises(CellEnded):
+                await run(guard, cell)
+    assert cleaned_up
 
 
 # ------------------------------------------------------------------------------------- signals

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import trio_subshells as ts
-from trio_subshells.kernel._io import describe
+from trio_subshells.kernel._io import SUBSHELL_FEATURES, describe
 
 from .helpers import CellsKernel, served
 
@@ -48,7 +48,7 @@ def test_what_a_kernel_says_of_itself() -> None:
         )
 
     content = describe(Talkative())
-    assert content["supported_features"] == ["kernel subshells", "debugger"]
+    assert content["supported_features"] == [*SUBSHELL_FEATURES, "debugger"]
     assert content["debugger"] is True
     assert content["help_links"] == [{"text": "Help", "url": "https://example.org"}]
     assert content["language_info"] == {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Self
 
@@ -11,7 +13,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
+from trio_subshells.kernel._guard import (
+    CellEnded,
+    CellGuard,
+    EndReason,
+    SubshellGuards,
+    drive_tasks,
+    exposed,
+    interruptible_sleep,
+)
 from trio_subshells.kernel._ladder import end_cell
 from trio_subshells.kernel._raisers import AsyncRaiser
 
@@ -22,7 +32,8 @@ class CellInThread:
     """A guarded cell in a thread of its own, which `end_cell` is to end from here."""
 
     def __init__(self, body: Callable[[CellGuard, Flag], object]) -> None:
-        self.guard = CellGuard()
+        guards = SubshellGuards()
+        self.guard = guards.requests
         self.started = Flag()
         self.reason: object = None
 
@@ -32,10 +43,11 @@ class CellInThread:
                 await result
 
         async def main() -> None:
-            try:
-                self.reason = await self.guard.run(cell, what=1, raiser=AsyncRaiser())
-            except CellEnded as ended:
-                self.reason = ended.reason
+            with drive_tasks(guards):
+                try:
+                    self.reason = await self.guard.run(cell, what=1, raiser=AsyncRaiser())
+                except CellEnded as ended:
+                    self.reason = ended.reason
 
         self._thread = threading.Thread(target=trio.run, args=(main,))
 
@@ -87,14 +99,151 @@ def block_in_a_call(guard: CellGuard, started: Flag) -> None:
         raise OSError("the call was cancelled")
 
 
-@pytest.mark.parametrize("body", [await_something, compute, compute_stubbornly, block_in_a_call])
-@pytest.mark.parametrize("reason", [EndReason.INTERRUPTED, EndReason.DELETED])
+def catch_everything(guard: CellGuard, started: Flag) -> None:
+    started.set()
+    while True:
+        try:
+            while True:
+                sum((1, 2, 3))
+        except BaseException:  # noqa: S110 - that's what it is about
+            pass
+
+
+def catch_everything_twice(guard: CellGuard, started: Flag) -> None:
+    while True:
+        try:
+            catch_everything(guard, started)
+        except BaseException:
+            sum((1, 2, 3))
+
+
+def suppress_everything(guard: CellGuard, started: Flag) -> None:
+    started.set()
+    while True:
+        with suppress(BaseException):
+            sum((1, 2, 3))
+
+
+def clean_up_for_ever(guard: CellGuard, started: Flag) -> None:
+    try:
+        started.set()
+        while True:
+            pass
+    finally:
+        while True:
+            pass
+
+
+def sleep_in_spite_of_everything(guard: CellGuard, started: Flag) -> None:
+    started.set()
+    while True:
+        try:  # noqa: SIM105
+            interruptible_sleep(HANG, time.sleep)
+        except BaseException:  # noqa: S110
+            pass
+
+
+async def await_in_spite_of_everything(guard: CellGuard, started: Flag) -> None:
+    started.set()
+    while True:
+        try:  # noqa: SIM105
+            await trio.sleep(HANG)
+        except BaseException:  # noqa: S110 - that's what it is about
+            pass
+
+
+async def await_behind_a_shield(guard: CellGuard, started: Flag) -> None:
+    with trio.CancelScope(shield=True):
+        started.set()
+        await trio.sleep_forever()
+
+
+async def compute_in_a_task(guard: CellGuard, started: Flag) -> None:
+    async def spin() -> None:
+        started.set()
+        while True:
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(spin)
+        await trio.sleep_forever()
+
+
+async def compute_in_a_worker(guard: CellGuard, started: Flag) -> None:
+    await trio.to_thread.run_sync(exposed(partial(compute, guard, started)))
+
+
+async def sleep_in_a_worker(guard: CellGuard, started: Flag) -> None:
+    started.set()
+    await trio.to_thread.run_sync(exposed(interruptible_sleep), HANG, time.sleep)
+
+
+def sleep_for_long(guard: CellGuard, started: Flag) -> None:
+    started.set()
+    interruptible_sleep(HANG, time.sleep)
+
+
+GENTLE = [
+    await_something,
+    compute,
+    block_in_a_call,
+    compute_in_a_task,
+    compute_in_a_worker,
+    sleep_in_a_worker,
+    sleep_for_long,
+]
+STUBBORN = [
+    compute_stubbornly,
+    catch_everything,
+    catch_everything_twice,
+    suppress_everything,
+    clean_up_for_ever,
+    sleep_in_spite_of_everything,
+    await_in_spite_of_everything,
+    await_behind_a_shield,
+]
+
+
+@pytest.mark.parametrize("body", GENTLE)
+async def test_an_interrupt_ends_what_lets_itself_be_ended(
+    body: Callable[[CellGuard, Flag], object],
+) -> None:
+    async with CellInThread(body) as cell:
+        assert await cell.end(EndReason.INTERRUPTED)
+    assert cell.reason is EndReason.INTERRUPTED
+
+
+@pytest.mark.parametrize("body", [*GENTLE, *STUBBORN])
+@pytest.mark.parametrize("reason", [EndReason.TIMED_OUT, EndReason.DELETED, EndReason.SHUTDOWN])
 async def test_it_ends_what_can_be_ended(
     body: Callable[[CellGuard, Flag], object], reason: EndReason
 ) -> None:
     async with CellInThread(body) as cell:
         assert await cell.end(reason)
     assert cell.reason is reason
+
+
+async def test_an_interrupt_may_be_caught_but_not_another_one() -> None:
+    caught, sum_of_all = Flag(), 0
+
+    def go_on_once_caught(guard: CellGuard, started: Flag) -> None:
+        nonlocal sum_of_all
+        while True:
+            try:
+                started.set()
+                while True:
+                    sum_of_all += 1
+            except KeyboardInterrupt:
+                caught.set()
+
+    async with CellInThread(go_on_once_caught) as cell:
+        assert not await cell.end(EndReason.INTERRUPTED, deadline=0.2)
+        assert caught.is_set()
+        before = sum_of_all
+        assert cell.guard.running
+        assert await cell.end(EndReason.INTERRUPTED)
+        assert sum_of_all > before  # it had gone on
+    assert cell.reason is EndReason.INTERRUPTED
 
 
 async def test_at_the_deadline_it_says_that_the_cell_is_still_there() -> None:
@@ -128,7 +277,7 @@ async def test_two_who_end_the_same_cell_both_hear_of_its_end() -> None:
             go.block()
 
     async def end() -> None:
-        answers.append(await cell.end(EndReason.INTERRUPTED, deadline=2 * HANG))
+        answers.append(await cell.end(EndReason.TIMED_OUT, deadline=2 * HANG))
 
     with trio.fail_after(HANG):
         async with CellInThread(stuck) as cell, trio.open_nursery() as nursery:

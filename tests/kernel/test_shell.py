@@ -11,6 +11,7 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import RunningKernel, _shell, open_kernel
+from trio_subshells.kernel._io import SUBSHELL_FEATURES
 from trio_subshells.wire import PROTOCOL_VERSION, ConnectionInfo
 
 from .helpers import HANG, CellsKernel, Client, Exchange, Flag, open_client, served
@@ -222,7 +223,7 @@ async def test_kernel_info(kernel: CellsKernel) -> None:
             "banner": "Cells",
             "help_links": [],
             "debugger": False,
-            "supported_features": ["kernel subshells"],
+            "supported_features": list(SUBSHELL_FEATURES),
         }
         assert await at.client.control("kernel_info_request").done() == info
 

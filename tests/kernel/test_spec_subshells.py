@@ -21,7 +21,12 @@ class PlainKernel(CellsKernel):
 
 @pytest.mark.parametrize("channel", ["shell", "control"])
 async def test_without_the_author_s_consent_nothing_is_advertised(channel: str) -> None:
-    for kernel, features in ((PlainKernel(), []), (CellsKernel(), ["kernel subshells"])):
+    advertised = [
+        "kernel subshells",
+        "trio_subshells.interrupt_subshell",
+        "trio_subshells.delete_timeout",
+    ]
+    for kernel, features in ((PlainKernel(), []), (CellsKernel(), advertised)):
         async with served(kernel) as here:
             request = here.client.request("kernel_info_request", channel=channel)  # type: ignore[arg-type]
             info = await request.done()

@@ -249,9 +249,12 @@ class Client:
         channel: str = "shell",
         subshell: str | None = None,
         header: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> Request:
         """Send a request; ``subshell`` goes into its header, as today's clients do it."""
-        message = self.session.msg(type_, content=content if content is not None else {})
+        message = self.session.msg(
+            type_, content=content if content is not None else {}, metadata=metadata
+        )
         if subshell is not None:
             message["header"]["subshell_id"] = subshell
         message["header"].update(header or {})

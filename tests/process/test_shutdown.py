@@ -8,15 +8,8 @@ import sys
 import psutil
 import pytest
 
+from ._cells import ENDLESS
 from ._client import Client, Kernel
-
-BUSY = {
-    "idle": "print('in')",
-    "loop": "print('in')\nwhile True: pass",
-    "await": "import trio; print('in'); await trio.sleep_forever()",
-    "sleep": "import time; print('in'); time.sleep(3600)",
-    "input": "print('in'); input()",
-}
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -27,17 +20,24 @@ def test_a_shutdown_is_answered_and_done(client: Client, kernel: Kernel, restart
     assert kernel.wait() == 0
 
 
-@pytest.mark.parametrize("code", BUSY.values(), ids=BUSY)
-@pytest.mark.parametrize("where", ["main shell", "subshell"])
-def test_a_shutdown_ends_a_busy_kernel(
-    client: Client, kernel: Kernel, code: str, where: str
-) -> None:
-    subshell = client.create_subshell() if where == "subshell" else None
-    client.execute(code, subshell=subshell).wait_published("stream", "in")
+@pytest.mark.parametrize(
+    "in_main", ["loop", "await", "sleep", "input", "catches BaseException", "shields itself"]
+)
+def test_a_shutdown_ends_a_busy_kernel(client: Client, kernel: Kernel, in_main: str) -> None:
+    """Whatever runs in the main shell, and everything else at the same time in subshells."""
+    cells = [client.execute(ENDLESS[in_main])]
+    if in_main == "await":
+        cells += [
+            client.execute(code, subshell=client.create_subshell()) for code in ENDLESS.values()
+        ]
+    for cell in cells:
+        cell.wait_published("stream", "in")
     children = psutil.Process(kernel.process.pid).children(recursive=True)
     request = client.request("shutdown_request", {"restart": False}, channel="control")
     assert request.reply() == {"status": "ok", "restart": False}
     assert kernel.wait() == 0
+    for cell in cells:
+        assert cell.finished()["status"] == "error"
     assert not [child for child in children if child.is_running()]
 
 

@@ -11,16 +11,21 @@ import getpass
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import trio
 from IPython.core.error import StdinNotImplementedError
 from IPython.display import display
 
 from ..kernel import InputNotAllowed
+from ..kernel._guard import exposed, interruptible_sleep
+from ..kernel._raisers import like_the_users
 from ._activity import ActivityTracker
 from ._children import children_heard
 from ._programs import Programs
@@ -72,6 +77,8 @@ def process_patched(shell: TrioShell, *, own_main: bool) -> Iterator[None]:
         programs = Programs(tracker, undo.enter_context(children_heard(tracker)))
         for owner, attribute, function in programs.replacements():
             undo.callback(replace_attribute(owner, attribute, function))
+        undo.callback(replace_attribute(time, "sleep", _make_sleep()))
+        undo.callback(replace_attribute(trio.to_thread, "run_sync", _make_run_sync()))
         undo.callback(_ignore_provisional_completer())
         for name, text in _environment().items():
             undo.callback(replace_item(os.environ, name, text))
@@ -111,6 +118,27 @@ def _follow_threads(tracker: ActivityTracker) -> Callable[[], None]:
 
     start.__doc__ = original.__doc__
     return replace_attribute(threading.Thread, "start", start)
+
+
+def _make_sleep() -> Callable[[float], None]:
+    original = time.sleep
+
+    @like_the_users
+    def sleep(seconds: float, /) -> None:
+        interruptible_sleep(seconds, original)
+
+    sleep.__doc__ = original.__doc__
+    return sleep
+
+
+def _make_run_sync() -> Callable[..., Any]:
+    original = trio.to_thread.run_sync
+
+    @wraps(original)
+    async def run_sync(sync_fn: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return await original(exposed(sync_fn), *args, **options)
+
+    return run_sync
 
 
 def _make_input(tracker: ActivityTracker, original: Callable[..., str]) -> Callable[..., str]:

@@ -44,6 +44,7 @@ from traitlets import Instance, TraitError, Type, default, validate
 from ..kernel import Cell, CellError, SubshellInfo
 from ..kernel._errors import text_of
 from ..kernel._fork import leave_child
+from ..kernel._guard import is_about_to_end, protected
 from ..kernel._raisers import without_our_frames
 from ._activity import Activity, ActivityTracker
 from ._display import CellDisplayHook, CellDisplayPublisher, CellPayloads
@@ -309,7 +310,8 @@ class TrioShell(InteractiveShell):
     ) -> bool:
         """Run compiled code in the namespace; tell whether it failed, and show the error if so.
 
-        A cancellation is no failure: it passes.
+        A cancellation is no failure: it passes. So does whatever the code raises while its subshell
+        is being ended, which is not to wait for a long traceback.
         """
         __tracebackhide__ = "__ipython_bottom__"  # for IPython's debugger: its stack begins below
         activity = self.tracker.current()
@@ -325,13 +327,14 @@ class TrioShell(InteractiveShell):
         except BaseException as error:
             if os.getpid() != process:
                 leave_child(error)
-            if _is_cancellation(error):
+            if _is_cancellation(error) or is_about_to_end():
                 raise
             if activity is not None:
                 activity.collects = collects
             if result is not None:
                 result.error_in_exec = error
-            self._show_error(error)
+            with protected():  # it is on its way out, and takes its time to say where it was
+                self._show_error(error)
             return True
         finally:
             if activity is not None:

@@ -66,6 +66,8 @@ _log = logging.getLogger("trio_subshells.kernel")
 MOST_IN_PROGRESS: Final = 1000
 """Requests that may be served here at the same time; one more is refused. But for a client that has
 gone wild, those that take a while are deletes and creates, and there are not that many."""
+LEFTOVERS_PAUSE: Final = 0.02
+"""Seconds between attempts at what a deleted subshell's cells have left running."""
 
 
 class ControlHandler(Actor):
@@ -274,7 +276,8 @@ class ControlHandler(Actor):
         subshell_id = str(uuid.uuid4())
         info = SubshellInfo(subshell_id)
         guards = SubshellGuards()
-        subshell = Subshell(self._kernel, info, self._wiring, guards, AsyncRaiser)
+        make_raiser = AsyncRaiser if isinstance(host, ThreadHost) else self._wiring.make_main_raiser
+        subshell = Subshell(self._kernel, info, self._wiring, guards, make_raiser)
         with self._room.taken(len(self._lives) - 1):
             ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
         if self._shutting_down:  # that has begun meanwhile, and has not seen this one
@@ -339,7 +342,10 @@ class ControlHandler(Actor):
                     for guard in life.guards:
                         end = partial(end_cell, deadline=timeout)
                         nursery.start_soon(end, guard, guard.generation, reason)
-                await trio.sleep_forever()
+                while True:  # what its cells have left computing keeps its loop from ending
+                    await trio.sleep(LEFTOVERS_PAUSE)
+                    for guard in life.guards:
+                        guard.strike_leftovers()
         if life.gone.is_set():
             return True
         life.unjoinable = True

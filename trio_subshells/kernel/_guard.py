@@ -6,13 +6,16 @@ Whoever wants to end it names the generation, so a wish that comes too late hits
 (`_ladder`), which runs in the kernel's I/O thread and never runs user code. A "cell" is here
 whatever of the kernel author's is run for a client: the handler of any request. A subshell has a
 second guard for the handlers of comm messages, which run while a cell awaits; several subshells may
-be tasks of one loop. Of all guards of a thread only one is armed at a time, as only one task runs.
+be tasks of one loop.
 
 A cell that awaits is ended by its cancel scope. One that computes has to be hit by an exception out
 of nowhere (`KeyboardInterrupt`), and that is only safe while the cell's own code is on top of the
-stack: in the scheduler, or in our code, it would wreck the loop. So the cell's coroutine is stepped
-by `_drive`, which *arms* the guard right before a step and disarms it right after; what the cell
-calls of ours disarms it meanwhile (`protected`).
+stack: in the scheduler, or in our code, it would wreck the loop. So everything that the cell has
+running is *exposed* by itself, in an `Exposure`: its own task, each task that it starts, each
+function that it runs in a worker thread. A task's coroutine is stepped by `_drive`, which *arms*
+the exposure right before a step and disarms it right after; what the cell calls of ours disarms it
+meanwhile (`protected`). Of all exposures of a thread only one is armed at a time, as only one task
+runs.
 
 Arming takes no lock, as it happens at every step. Raising and disarming settle who was first thus:
 
@@ -22,7 +25,7 @@ Arming takes no lock, as it happens at every step. Raising and disarming settle 
     if armed: raise in the thread     if raised: withdraw, under the lock
     else: raised = False
 
-the left column under the lock. Either the ladder sees that the guard is not armed, or the cell's
+the left column under the lock. Either the ladder sees that the exposure is not armed, or the cell's
 thread sees that something was raised, waits for the lock, and withdraws what has not struck yet.
 
 CPython looks for such an exception, and for signals, only at certain points: when a function is
@@ -30,24 +33,37 @@ entered, at a jump backwards, after a call. `_drive` has none of them between ar
 other than in the cell's own code: that's why it steps the coroutine in that peculiar way, with
 ``out[:] = steps``. So nothing that the coroutine yields can get lost on its way to trio.
 
+A cell may be in the middle of something of trio's (or ours) that is not to be torn apart: entering
+a cancel scope, say. So the raiser looks where the thread is, and waits for another moment (see
+`Raiser`); it can't see what the thread is about to enter, so a strike may still come right at the
+beginning of such a function.
+
 Checked for: 3.11, 3.12 and 3.13, by tests that strike at every point of short cells; 3.14, by its
 ``bytecodes.c`` only (``RESUME``, ``JUMP_BACKWARD`` and the ``CALL`` family check; what stores and
 loads attributes and slices doesn't). Not checked for: free-threaded builds. There the table above
 needs each thread's store to be seen before its load is made. An attribute is stored under its
 object's own lock, which orders the two on x86, but that is promised nowhere. And anywhere: a trace
 function in Python (`sys.settrace`: a debugger, coverage) adds such points to `_drive` itself.
+
+What trio promises nowhere, and `test_guard` checks: that a task's coroutine can be replaced when
+the task is spawned (`drive_tasks`), and where a cancel scope keeps those within it
+(`_lift_shields`).
 """
 
 from __future__ import annotations
 
+import ctypes
 import enum
+import operator
 import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
-from types import TracebackType, coroutine
-from typing import Any, Protocol, TypeVar
+from contextvars import ContextVar
+from functools import partial
+from types import FrameType, TracebackType, coroutine
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import attrs
 import outcome
@@ -55,8 +71,12 @@ import trio
 
 from ..actors import Promise
 from ._fork import leave_child
+from ._raisers import AsyncRaiser, is_in_machinery, like_the_users
 
 T = TypeVar("T")
+
+SHORT_SLEEP: Final = 0.02
+"""Seconds. What sleeps for less is not worth being woken."""
 
 
 class EndReason(enum.Enum):
@@ -72,8 +92,13 @@ class EndReason(enum.Enum):
 class Raiser(Protocol):
     """Raises `KeyboardInterrupt` in the thread of a running cell."""
 
-    def strike(self) -> None:
-        """Raise it there, as soon as may be. Called from another thread."""
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        """Raise it there, as soon as may be. Called from another thread.
+
+        Returns:
+            whether it was, or may yet be, raised; if not, as the thread is in something that is not
+            to be torn apart, it may be tried again.
+        """
 
     def withdraw(self) -> None:
         """Take back what has not struck yet. Called in that thread."""
@@ -87,6 +112,94 @@ class CellEnded(Exception):
     started: bool = True
 
 
+class Exposure:
+    """A piece of a cell that runs in one thread, and may be struck there. See the module's theory.
+
+    Args:
+        guard: of the cell.
+        generation: of the cell. What it has left running is still of that generation.
+        raiser: for the thread.
+    """
+
+    __slots__ = (
+        "_alarm",
+        "_generation",
+        "_guard",
+        "_raiser",
+        "armed",
+        "firmly",
+        "forked",
+        "protections",
+        "raised",
+        "wanted",
+    )
+
+    def __init__(self, guard: CellGuard, generation: int, raiser: Raiser) -> None:
+        self.armed = False
+        self.raised = False
+        self.wanted = False  # at the end of the protected block
+        self.firmly = False
+        self.forked = False  # this is a child process that the cell has forked
+        self.protections = 0
+        self._guard = guard
+        self._generation = generation
+        self._raiser = raiser
+        self._alarm: threading.Lock | None = None
+
+    # ----------------------------------------------------------------- in the ladder's thread
+
+    def strike(self, *, firmly: bool) -> bool:
+        """Raise `KeyboardInterrupt` in it, if the cell's code is on top of the stack now.
+
+        Under the guard's lock.
+        """
+        self.firmly = firmly
+        raised_before, self.raised = self.raised, True
+        if not self.armed:
+            self.raised = raised_before
+            self.wanted = True
+            return False
+        if not self._raiser.strike(FirmInterrupt if firmly else KeyboardInterrupt):
+            self.raised = raised_before
+            return False
+        if self._alarm is not None:
+            self._alarm.release()
+            self._alarm = None
+        return True
+
+    def is_of(self, generation: int) -> bool:
+        """Whether it belongs to that cell."""
+        return self._generation == generation
+
+    # ------------------------------------------------------------------- in the cell's thread
+
+    def settle(self) -> None:
+        """The cell's code is off the stack, but something was raised meanwhile: withdraw it."""
+        with self._guard.lock:
+            self._raiser.withdraw()
+            self.raised = False
+
+    @like_the_users
+    def sleep(self, seconds: float) -> None:
+        """Block the thread, as `time.sleep` does; a strike ends it."""
+        alarm = threading.Lock()
+        alarm.acquire()
+        self._alarm = alarm
+        # Nothing of ours is to catch what strikes here: see `_FirmInterrupt`.
+        alarm.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+        self._alarm = None
+
+    def forget_others(self) -> None:
+        """In a forked child: whoever may strike is in the parent."""
+        self._guard.lock = threading.Lock()
+        self.raised = self.wanted = False
+        self.forked = True
+
+    def close(self) -> None:
+        """It has ended."""
+        self._guard.discard(self)
+
+
 class CellGuard:
     """What a subshell and whoever may end its cells have in common. See the module's theory."""
 
@@ -95,13 +208,11 @@ class CellGuard:
         """Of the running cell, or of the last one."""
         self.running: object | None = None
         """What the caller of `run` said it is, while a cell runs."""
-        self._armed = False
-        self._raised = False
-        self._wanted = False
-        self._protections = 0
-        self._forked = False
-        self._lock = threading.Lock()
-        self._raiser: Raiser | None = None
+        self.ends = 0
+        """How often it has been wanted that the running cell ends."""
+        self._exposures: set[Exposure] = set()
+        self.lock = threading.Lock()
+        """Also of its exposures."""
         self._reason: EndReason | None = None
         self._closed: EndReason | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -130,18 +241,19 @@ class CellGuard:
             BaseException: what the code raised by itself.
         """
         with trio.CancelScope() as scope:
-            with self._lock:
+            with self.lock:
                 if self._closed is not None:
                     raise CellEnded(self._closed, started=False)
                 self.generation += 1
                 self.running = what
+                self.ends = 0
                 self._reason = None
-                self._raiser = raiser
                 self._scope = scope
                 self._token = trio.lowlevel.current_trio_token()
+            context = _cell.set(_RunningCell(self, self.generation, raiser))
             cell = body()
             try:
-                return await _drive(cell, self)
+                return await _drive(cell, self.expose(self.generation, raiser))
             except GeneratorExit:
                 raise  # the loop itself is being thrown away
             except BaseException as error:
@@ -153,37 +265,40 @@ class CellGuard:
                 raise
             finally:
                 cell.close()  # it may have been hit before its first line: then it was never begun
+                _cell.reset(context)
                 self._finish()
         assert scope.cancelled_caught
         raise CellEnded(self._reason or EndReason.INTERRUPTED)
 
     def _finish(self) -> None:
-        with self._lock:
+        with self.lock:
             self.running = None
-            # A strike that came after the last step must not meet the next cell.
-            self._wanted = False
-            self._raiser = None
             self._cancellers.clear()
             watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             watcher.resolve(outcome.Value(None))
 
-    def settle(self) -> None:
-        """The cell's code is off the stack, but something was raised meanwhile: withdraw it."""
-        with self._lock:
-            if self._raiser is not None:
-                self._raiser.withdraw()
-            self._raised = False
+    def expose(self, generation: int, raiser: Raiser) -> Exposure:
+        """Another piece of that cell begins to run."""
+        exposure = Exposure(self, generation, raiser)
+        with self.lock:
+            self._exposures.add(exposure)
+        return exposure
+
+    def discard(self, exposure: Exposure) -> None:
+        """It has ended."""
+        with self.lock:
+            self._exposures.discard(exposure)
 
     @contextmanager
     def canceller(self, canceller: Callable[[], object]) -> Iterator[None]:
         """Within this block, ending the cell begins by calling `canceller`."""
-        with protected(), self._lock:
+        with protected(), self.lock:
             self._cancellers.append(canceller)
         try:
             yield
         finally:
-            with protected(), self._lock:
+            with protected(), self.lock:
                 if canceller in self._cancellers:
                     self._cancellers.remove(canceller)
 
@@ -196,14 +311,16 @@ class CellGuard:
         """
         ended = self.watch(generation)
         if ended is not None:
-            with self._lock:
-                if self._is_running(generation) and self._closed is None:
-                    self._reason = reason
+            with self.lock:
+                if self._is_running(generation):
+                    self.ends += 1
+                    if self._closed is None:
+                        self._reason = reason
         return ended
 
     def close(self, reason: EndReason) -> None:
         """No cell starts any more; what is running stays as it is."""
-        with self._lock:
+        with self.lock:
             self._closed = reason
             if self.running is not None:
                 self._reason = reason
@@ -216,7 +333,7 @@ class CellGuard:
     def watch(self, generation: int) -> Promise[None] | None:
         """What resolves when that cell has ended; None if it doesn't run."""
         ended: Promise[None] = Promise()
-        with self._lock:
+        with self.lock:
             if not self._is_running(generation):
                 return None
             self._watchers = [each for each in self._watchers if not each.abandoned]
@@ -225,32 +342,50 @@ class CellGuard:
 
     def cancellers(self, generation: int) -> list[Callable[[], object]]:
         """Rung 0: what the author registered for this cell."""
-        with self._lock:
+        with self.lock:
             return list(self._cancellers) if self._is_running(generation) else []
 
-    def cancel(self, generation: int) -> None:
-        """Rung 1: cancel the cell's scope."""
-        with self._lock:
+    def cancel(self, generation: int, *, lift_shields: bool = False) -> None:
+        """Rung 1: cancel the cell's scope.
+
+        Args:
+            generation: of the cell.
+            lift_shields: cancel what the cell has shielded from that, too.
+        """
+        with self.lock:
             if not self._is_running(generation) or self._token is None:
                 return
             scope, token = self._scope, self._token
         try:
             token.run_sync_soon(scope.cancel)
+            if lift_shields:
+                token.run_sync_soon(_lift_shields, scope)
         except trio.RunFinishedError:
             return  # its loop has ended, and the cell with it
 
-    def strike(self, generation: int) -> bool:
-        """Rung 2: raise `KeyboardInterrupt` in the cell, if its code is on top of the stack now."""
-        with self._lock:
-            if not self._is_running(generation) or self._raiser is None:
+    def strike(self, generation: int, *, firmly: bool = False) -> bool:
+        """Rung 2: raise `KeyboardInterrupt` where the cell computes; returns whether it did.
+
+        Args:
+            generation: of the cell.
+            firmly: and again, wherever the cell catches it.
+        """
+        with self.lock:
+            if not self._is_running(generation):
                 return False
-            raised_before, self._raised = self._raised, True
-            if not self._armed:
-                self._raised = raised_before
-                self._wanted = True
-                return False
-            self._raiser.strike()
-            return True
+            struck = [
+                exposure.strike(firmly=firmly)
+                for exposure in self._exposures
+                if exposure.is_of(generation)
+            ]
+        return any(struck)
+
+    def strike_leftovers(self) -> None:
+        """Strike whatever cells have left running, once no other cell starts."""
+        with self.lock:
+            if self._closed is not None:
+                for exposure in self._exposures:
+                    exposure.strike(firmly=True)
 
     def _is_running(self, generation: int) -> bool:
         return self.running is not None and self.generation == generation
@@ -289,9 +424,122 @@ class SubshellGuards:
         return any(guard.running is not None for guard in self)
 
 
+# ------------------------------------------------------------------------ what a cell has running
+
+
+@attrs.frozen
+class _RunningCell:
+    """Known to all that the cell starts."""
+
+    guard: CellGuard
+    generation: int
+    raiser: Raiser
+
+
+_cell: ContextVar[_RunningCell | None] = ContextVar("trio_subshells_cell", default=None)
+
+
+@contextmanager
+def drive_tasks(guards: SubshellGuards) -> Iterator[None]:
+    """Within this block, the tasks that these guards' cells start can be struck, too.
+
+    In the thread of the loop that runs them.
+    """
+    instrument = _TaskExposer(guards)
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        yield
+    finally:
+        trio.lowlevel.remove_instrument(instrument)
+
+
+class _TaskExposer(trio.abc.Instrument):
+    def __init__(self, guards: SubshellGuards) -> None:
+        self._guards = tuple(guards)
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        """Called by trio before the task's first step."""
+        cell = task.context.get(_cell)
+        if cell is not None and cell.guard in self._guards:
+            exposure = cell.guard.expose(cell.generation, cell.raiser)
+            task.coro = cast("Any", _drive(task.coro, exposure))
+
+
+def exposed(function: Callable[..., T]) -> Callable[..., T]:
+    """What a cell hands to a worker thread: it is struck there as the cell itself would be.
+
+    Called by other code than a cell's, it returns the function as it is.
+    """
+    cell = _cell.get()
+    return function if cell is None else partial(_call_exposed, cell, function)
+
+
+@like_the_users
+def _call_exposed(cell: _RunningCell, function: Callable[..., T], *args: object) -> T:
+    """Call it as `_drive` steps a coroutine."""
+    exposure = cell.guard.expose(cell.generation, AsyncRaiser())
+    out: list[T] = []
+    steps = map(operator.call, (partial(function, *args),))
+    try:
+        try:
+            _here.exposure = exposure
+            exposure.armed = True
+            out[:] = steps
+        finally:
+            exposure.armed = False
+            _here.exposure = None
+            if exposure.forked:
+                leave_child(sys.exception())
+            while exposure.raised:
+                try:
+                    exposure.settle()
+                except KeyboardInterrupt:
+                    continue  # as in _drive
+    finally:
+        exposure.close()
+    return out[0]
+
+
+@like_the_users
+def interruptible_sleep(seconds: float, sleep: Callable[[float], None]) -> None:
+    """Block the thread, as `time.sleep` does; but a cell that sleeps can be struck, in any thread.
+
+    The main thread's own sleep is ended by a signal; that of other threads by nothing.
+
+    Args:
+        seconds: whatever `time.sleep` takes.
+        sleep: that function.
+    """
+    exposure = _here.exposure
+    if (
+        exposure is None
+        or not (isinstance(seconds, (int, float)) and seconds > SHORT_SLEEP)
+        or threading.current_thread() is threading.main_thread()
+    ):
+        sleep(seconds)
+    else:
+        exposure.sleep(seconds)
+
+
+def is_about_to_end() -> bool:
+    """Whether the subshell of the calling cell is being ended."""
+    cell = _cell.get()
+    return cell is not None and cell.guard.closed is not None
+
+
+def _lift_shields(scope: trio.CancelScope) -> None:
+    """Let a scope's cancellation through to all that is within it. In its loop."""
+    inside = [scope._cancel_status]
+    while inside:
+        status = inside.pop()
+        if status is not None:  # else the scope has been left
+            status._scope.shield = False
+            inside.extend(status._children)
+
+
 class _Here(threading.local):
-    guard: CellGuard | None = None
-    """The one whose cell's code this thread runs at this moment."""
+    exposure: Exposure | None = None
+    """Of the cell whose code this thread runs at this moment."""
 
 
 _here = _Here()
@@ -299,12 +547,10 @@ _here = _Here()
 
 def _after_fork_in_child() -> None:
     """Nothing strikes in a forked child, and no lock is held there (see `_fork`)."""
-    guard = _here.guard
-    if guard is not None:
-        guard._lock = threading.Lock()
-        guard._raised = guard._wanted = False
-        guard._forked = True
-        _here.guard = None
+    exposure = _here.exposure
+    if exposure is not None:
+        exposure.forget_others()
+        _here.exposure = None
 
 
 if hasattr(os, "register_at_fork"):
@@ -313,15 +559,61 @@ if hasattr(os, "register_at_fork"):
 
 def interruptible() -> bool:
     """Whether this thread runs a cell's own code, so that an interrupt of the cell comes here."""
-    return _here.guard is not None
+    return _here.exposure is not None
+
+
+class FirmInterrupt(KeyboardInterrupt):
+    """For code that catches what it is struck by, as ``except BaseException`` in a loop does.
+
+    Caught, it strikes anew at the next bytecode that allows for it, which is in the handler, or at
+    the loop's jump back, outside of its ``try``. So each catch costs the code one level of its own,
+    until nothing of it is left.
+
+    It is Python that makes it, in the thread that is struck: there, or when it is caught.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        if _may_strike_again(sys._getframe(1)):
+            done: list[int] = [0]
+            # In this peculiar way, and last, as after a call it would strike right here.
+            done[:] = map(_set_async_exc, (ctypes.c_ulong(threading.get_ident()),), (_again,))
+
+
+class ThrownInterrupt(KeyboardInterrupt):
+    """The same for code that awaits, into which it is thrown instead of `trio.Cancelled`.
+
+    It is trio's code that catches it first, and raises it again. So this one strikes anew only when
+    it has been dropped: where the user's handler ends.
+    """
+
+    def __del__(self) -> None:
+        if _may_strike_again(sys._getframe(1)):
+            done: list[int] = [0]
+            done[:] = map(_set_async_exc, (ctypes.c_ulong(threading.get_ident()),), (_again,))
+
+
+_again = ctypes.py_object(FirmInterrupt)
+_set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
+for _interrupt in (FirmInterrupt, ThrownInterrupt):  # what users are shown
+    _interrupt.__name__ = _interrupt.__qualname__ = "KeyboardInterrupt"
+    _interrupt.__module__ = "builtins"
+
+
+def _may_strike_again(frame: FrameType) -> bool:
+    exposure = _here.exposure
+    if exposure is None or not (exposure.firmly and exposure.armed) or is_in_machinery(frame):
+        return False
+    exposure.raised = True
+    return True
 
 
 def protected() -> Protection:
     """A block, in what a cell's code calls of ours, within which nothing strikes.
 
     What was to strike meanwhile is raised at the block's end. The block may await; then the cell's
-    cancelled scope ends it. Entered by other threads than the cell's, by tasks that the cell has
-    started, or while no cell runs, it does nothing.
+    cancelled scope ends it. Entered by other threads than the cell's, or while no cell runs, it
+    does nothing.
     """
     return _protection
 
@@ -332,16 +624,16 @@ class Protection:
     __slots__ = ()
 
     def __enter__(self) -> None:
-        guard = _here.guard
-        if guard is None:
+        exposure = _here.exposure
+        if exposure is None:
             return
-        guard._protections += 1
-        guard._armed = False
-        while guard._raised:
+        exposure.protections += 1
+        exposure.armed = False
+        while exposure.raised:
             try:
-                guard.settle()
+                exposure.settle()
             except KeyboardInterrupt:
-                guard._wanted = True
+                exposure.wanted = True
 
     def __exit__(
         self,
@@ -349,51 +641,61 @@ class Protection:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        guard = _here.guard
-        if guard is None:
+        exposure = _here.exposure
+        if exposure is None:
             return
-        guard._protections -= 1
-        if guard._protections == 0:
-            if guard._wanted:
-                guard._wanted = False
-                guard._armed = True
+        exposure.protections -= 1
+        if exposure.protections == 0:
+            if exposure.wanted:
+                exposure.wanted = False
+                exposure.armed = True
                 raise KeyboardInterrupt
-            guard._armed = True
+            exposure.armed = True
 
 
 _protection = Protection()
 
 
+async def _drive(body: Coroutine[Any, Any, T], exposure: Exposure) -> T:
+    """Await a coroutine that may be struck during each of its steps.
+
+    Not the generator itself: trio looks at attributes of a task that only a coroutine has.
+    """
+    try:
+        return await _stepped(body, exposure)
+    finally:
+        exposure.close()
+
+
 @coroutine
-def _drive(body: Coroutine[Any, Any, T], guard: CellGuard) -> Generator[Any, Any, T]:
-    """Step a coroutine as ``yield from`` would, with the guard armed during each step."""
+def _stepped(body: Coroutine[Any, Any, T], exposure: Exposure) -> Generator[Any, Any, T]:
+    """Step a coroutine as ``yield from`` would, with the exposure armed during each step."""
     result: list[T] = []
 
     async def finishing() -> None:
         result.append(await body)
 
     stepped = finishing()
-    guard._protections = 0
     out: list[Any] = []
     steps: Iterator[Any] = map(stepped.send, (None,))
     while True:
         try:
-            _here.guard = guard
-            guard._armed = not guard._protections  # it may await within a protected block
+            _here.exposure = exposure
+            exposure.armed = not exposure.protections  # it may await within a protected block
             out[:] = steps
         finally:
-            guard._armed = False
-            _here.guard = None
-            if guard._forked:
+            exposure.armed = False
+            _here.exposure = None
+            if exposure.forked:
                 leave_child(sys.exception(), awaits=bool(out))
-            while guard._raised:
+            while exposure.raised:
                 try:
-                    guard.settle()
+                    exposure.settle()
                 except KeyboardInterrupt:
                     # It struck after the cell's code. Either that has ended, or it awaits, and then
                     # the cancelled scope ends it: the strike isn't needed any more.
                     continue
-            guard._wanted = False
+            exposure.wanted = False
         if not out:
             return result[0]
         try:
@@ -404,4 +706,12 @@ def _drive(body: Coroutine[Any, Any, T], guard: CellGuard) -> Generator[Any, Any
         except BaseException as error:
             steps = map(stepped.throw, (error,))
         else:
-            steps = map(stepped.send, (sent,))
+            if exposure.firmly and _delivers_cancelled(sent):
+                steps = map(stepped.throw, (ThrownInterrupt,))
+            else:
+                steps = map(stepped.send, (sent,))
+
+
+def _delivers_cancelled(sent: object) -> bool:
+    """Whether this is what trio wakes a task with that was cancelled."""
+    return isinstance(sent, outcome.Error) and isinstance(sent.error, trio.Cancelled)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import trio
@@ -46,6 +46,12 @@ CLOSE_DEAD_PEERS: SocketOptions = {"tcp_keepalive": 1, "tcp_keepalive_idle": 120
 
 MOST_UNREAD_REPLIES = 10_000
 """Replies that may wait for one client; for the large ones see `ClientSocket.send`, too."""
+
+SUBSHELL_FEATURES: Final = (
+    "kernel subshells",  # JEP 91
+    "trio_subshells.interrupt_subshell",  # subshell_id in an interrupt_request's content
+    "trio_subshells.delete_timeout",  # timeout in a delete_subshell_request's content
+)
 
 LINGER_MS = 1000
 """How long the last replies and outputs may take to leave the process."""
@@ -235,7 +241,7 @@ class IOThread(Actor):
 
 def describe(kernel: Kernel) -> dict[str, Any]:
     """The content of a ``kernel_info_reply``."""
-    features = [*(["kernel subshells"] if kernel.subshells else []), *kernel.supported_features]
+    features = [*(SUBSHELL_FEATURES if kernel.subshells else ()), *kernel.supported_features]
     return {
         "status": "ok",
         "protocol_version": PROTOCOL_VERSION,

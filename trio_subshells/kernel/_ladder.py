@@ -2,8 +2,10 @@
 
 0. The author's own cancellers (`Cell.on_cancel`): they end a call that knows how to be ended.
 1. The cell's scope is cancelled: ends everything that awaits.
-2. `KeyboardInterrupt` is raised in the cell's thread: ends what computes in Python.
-3. It is still there at the deadline (a call into C that doesn't return): that is reported.
+2. `KeyboardInterrupt` is raised where the cell computes: ends what computes in Python.
+3. Firmly: what the cell has shielded is cancelled, and where it catches `KeyboardInterrupt`, it is
+   struck again. Before that it has a *grace*.
+4. It is still there at the deadline (a call into C that doesn't return): that is reported.
 
 It runs in the kernel's I/O thread, never in the cell's.
 """
@@ -11,6 +13,7 @@ It runs in the kernel's I/O thread, never in the cell's.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Final
 
 import trio
@@ -21,13 +24,18 @@ from ._guard import CellGuard, EndReason
 _log = logging.getLogger("trio_subshells.kernel")
 
 FIRST_PAUSE: Final = 0.02
-"""Seconds that a cell has for each of the first two rungs to take effect."""
+"""Seconds that a cell has for each of the first rungs to take effect."""
 LONGEST_PAUSE: Final = 0.25
-"""Seconds between later attempts at hitting a cell that was not to be hit before."""
-PAUSE_AFTER_HIT: Final = 0.5
-"""Seconds that a cell has, once hit, to clean up and to say where it was; it may also have caught
-the `KeyboardInterrupt`, and needs another."""
+"""Seconds between later attempts."""
 
+GRACE: Final = {EndReason.INTERRUPTED: math.inf, EndReason.TIMED_OUT: 0.5}
+"""Seconds that a cell has to clean up, and to say where it was, before it is ended firmly.
+
+An interrupt is one `KeyboardInterrupt`, as everywhere in Python, and what a cell makes of that is
+its own business.
+"""
+SHORT_GRACE: Final = 0.06
+"""The same, if the cell's subshell is to end; and if it has been told before, and has gone on."""
 
 DELETE_TIMEOUT: Final = 5.0
 """Seconds that a busy subshell has to end, unless the request says otherwise (``timeout``)."""
@@ -54,20 +62,33 @@ async def end_cell(
     ended = guard.begin_end(generation, reason)
     if ended is None:
         return True
-    pause = FIRST_PAUSE
+    grace = GRACE.get(reason, SHORT_GRACE) if guard.ends == 1 else SHORT_GRACE
     with trio.move_on_after(deadline):
         async with move_on_when(ended.wait):
-            while True:
-                for canceller in guard.cancellers(generation):
-                    try:
-                        canceller()
-                    except (
-                        BaseException
-                    ):  # even a SystemExit: it is the author's code, in our thread
-                        _log.exception("a canceller of a cell has failed")
-                guard.cancel(generation)
-                await trio.sleep(pause)
-                hit = guard.strike(generation)
-                await trio.sleep(PAUSE_AFTER_HIT if hit else pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+            await _climb(guard, generation, grace)
     return ended.resolved
+
+
+async def _climb(guard: CellGuard, generation: int, grace: float) -> None:
+    """Try everything, for ever."""
+    with trio.move_on_after(grace):
+        while True:
+            _cancel(guard, generation)
+            await trio.sleep(FIRST_PAUSE)
+            if guard.strike(generation):
+                await trio.sleep_forever()  # it is cleaning up: another one would disturb that
+    pause = FIRST_PAUSE
+    while True:
+        _cancel(guard, generation, lift_shields=True)
+        guard.strike(generation, firmly=True)
+        await trio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _cancel(guard: CellGuard, generation: int, *, lift_shields: bool = False) -> None:
+    for canceller in guard.cancellers(generation):
+        try:
+            canceller()
+        except BaseException:  # even a SystemExit: it is the author's code, in our thread
+            _log.exception("a canceller of a cell has failed")
+    guard.cancel(generation, lift_shields=lift_shields)

@@ -136,6 +136,7 @@ async def open_kernel(
                 parts.iopub,
                 nest,
                 running,
+                make_raiser,
             )
             async with kernel.lifespan(running):
                 guards = SubshellGuards()

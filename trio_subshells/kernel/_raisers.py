@@ -10,12 +10,53 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
+from typing import Any, Final, TypeVar
 
 import attrs
+
+_MACHINERY: Final = frozenset(
+    {
+        "trio",
+        "outcome",
+        "trio_subshells",
+        "importlib",
+        "_frozen_importlib",
+        "_frozen_importlib_external",
+        "logging",
+    }
+)
+"""Packages whose functions aren't struck while they are what runs: they would leave their thread's
+loop in a state that nobody has thought of, or a lock taken that all threads share."""
+
+_LIKE_THE_USERS: Final[set[CodeType]] = set()
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def like_the_users(function: F) -> F:
+    """Decorate a function of ours that can be struck like one of the user's."""
+    _LIKE_THE_USERS.add(function.__code__)
+    return function
+
+
+def is_in_machinery(frame: FrameType | None) -> bool:
+    """Whether what runs in this frame is not to be torn apart by a strike.
+
+    What of the standard library runs belongs to who has called it.
+    """
+    while frame is not None and frame.f_code not in _LIKE_THE_USERS:
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package in _MACHINERY:
+            return True
+        if package not in sys.stdlib_module_names or package == "__main__":
+            return False
+        frame = frame.f_back
+    return False
 
 
 @attrs.frozen
@@ -24,9 +65,13 @@ class AsyncRaiser:
 
     thread: int = attrs.field(factory=threading.get_ident)
 
-    def strike(self) -> None:
-        """Raise it at the thread's next bytecode."""
-        self._set(ctypes.py_object(KeyboardInterrupt))
+    @like_the_users
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        """Raise it at the thread's next bytecode: see `trio_subshells.kernel._guard.Raiser`."""
+        if is_in_machinery(sys._current_frames().get(self.thread)):
+            return False
+        self._set(ctypes.py_object(error))
+        return True
 
     def withdraw(self) -> None:
         """Take back what has not been raised yet."""
@@ -41,23 +86,29 @@ class SignalRaiser:
 
     def __init__(self) -> None:
         self._pending = False
+        self._error = KeyboardInterrupt
         self._withdrawn = False
+        ident = threading.main_thread().ident
+        assert ident is not None
+        self._async_raiser = AsyncRaiser(ident)
 
-    def strike(self) -> None:
+    @like_the_users
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         """Interrupt the main thread, a blocking system call included."""
+        self._error = error
         self._pending = True
         if hasattr(signal, "pthread_kill"):
-            ident = threading.main_thread().ident
-            assert ident is not None
-            signal.pthread_kill(ident, signal.SIGINT)
+            signal.pthread_kill(self._async_raiser.thread, signal.SIGINT)
         else:  # Windows: sets the event that its time.sleep() waits for
             signal.raise_signal(signal.SIGINT)
+        return True
 
     def withdraw(self) -> None:
         """Take back what has not been raised yet. The signal still comes, and does nothing then."""
         if self._pending:
             self._withdrawn = True
             self._pending = False
+        self._async_raiser.withdraw()
 
     @contextmanager
     def installed(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
@@ -69,12 +120,15 @@ class SignalRaiser:
         """
         process = os.getpid()
 
+        @like_the_users
         def handle(signal_number: int, frame: FrameType | None) -> None:
             if os.getpid() != process:  # a forked child: the kernel isn't here
                 raise KeyboardInterrupt
             if self._pending:
+                if is_in_machinery(frame):
+                    return  # the ladder tries again
                 self._pending = False
-                raise KeyboardInterrupt
+                raise self._error
             if self._withdrawn:
                 self._withdrawn = False
                 return

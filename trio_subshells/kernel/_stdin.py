@@ -13,10 +13,12 @@ import attrs
 import trio
 
 from ..actors import Actor, ActorRef, ActorTerminated, Letter, Mailbox
+from ..actors._promise import BlockingPromise
 from ..wire import Header, MalformedMessage, WireSession
 from ._channels import ClientSocket
 from ._drops import DropReason
 from ._messages import Prompt
+from ._raisers import like_the_users
 
 
 @attrs.frozen
@@ -93,6 +95,10 @@ def _belongs_to(
     else:
         mine = [key for key in waiting if asked[key].prompt.idents == idents]
     return mine[0] if mine else None
+
+
+# It is made to be struck: only so does an interrupt get through to a cell that blocks in `input()`.
+like_the_users(BlockingPromise.wait)
 
 
 class Prompter:

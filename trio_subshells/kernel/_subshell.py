@@ -37,7 +37,7 @@ from ._cell import Cell
 from ._channels import COMM_TYPES, error_content, reply_type
 from ._errors import named, text_of
 from ._faults import ends_the_kernel, without_cancelled
-from ._guard import CellEnded, EndReason, Raiser, SubshellGuards
+from ._guard import CellEnded, EndReason, Raiser, SubshellGuards, drive_tasks
 from ._kernel import Kernel
 from ._messages import (
     Answer,
@@ -104,6 +104,7 @@ class Subshell(Actor):
         self._kernel = kernel
         self._info = info
         self._wiring = wiring
+        self._guards = guards
         self._guard = guards.requests
         self._comm_guard = guards.comms
         self._make_raiser = make_raiser
@@ -141,7 +142,8 @@ class Subshell(Actor):
         try:
             async with self._kernel.subshell(self._info) as self._state:
                 try:
-                    await self._serve(mailbox)
+                    with drive_tasks(self._guards):
+                        await self._serve(mailbox)
                 except BaseException as error:
                     served = error
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import trio
 from ..actors import ActorRef, ActorTerminated
 from ..sockets import Context
 from ..wire import WireSession
+from ._guard import Raiser
 from ._messages import FlushLater
 from ._output import OutputPort
 from ._types import SubshellInfo
@@ -34,6 +36,7 @@ class Wiring:
         iopub: the iopub actor.
         nest: spawns subshells in the main shell's loop.
         running: what `trio_subshells.current_kernel` tells the code that runs in it.
+        make_main_raiser: how what computes in the main shell's loop is interrupted.
     """
 
     session: WireSession
@@ -45,6 +48,7 @@ class Wiring:
     iopub: ActorRef
     nest: ActorRef
     running: RunningKernel
+    make_main_raiser: Callable[[], Raiser]
 
     def flush_later(self, output: OutputPort) -> None:
         """Have the port's streams sent in time; from any thread."""
