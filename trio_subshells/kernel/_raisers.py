@@ -28,10 +28,13 @@ _MACHINERY: Final = frozenset(
         "_frozen_importlib",
         "_frozen_importlib_external",
         "logging",
+        "weakref",
+        "_weakrefset",
     }
 )
 """Packages whose functions aren't struck while they are what runs: they would leave their thread's
-loop in a state that nobody has thought of, or a lock taken that all threads share."""
+loop in a state that nobody has thought of, or a lock taken that all threads share; or what strikes
+them is reported as ignored, and is lost, as in a ``__del__``."""
 
 _LIKE_THE_USERS: Final[set[CodeType]] = set()
 
@@ -51,7 +54,7 @@ def is_in_machinery(frame: FrameType | None) -> bool:
     """
     while frame is not None and frame.f_code not in _LIKE_THE_USERS:
         package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if package in _MACHINERY:
+        if package in _MACHINERY or frame.f_code.co_name == "__del__":
             return True
         if package not in sys.stdlib_module_names or package == "__main__":
             return False
