@@ -128,6 +128,7 @@ def _make_sleep() -> Callable[[float], None]:
         interruptible_sleep(seconds, original)
 
     sleep.__doc__ = original.__doc__
+    sleep.__module__, sleep.__qualname__ = "time", "sleep"  # it is pickled as what it replaces
     return sleep
 
 

@@ -28,8 +28,9 @@ from typing import Any, Final, NoReturn
 from IPython.core import interactiveshell
 from IPython.core.magics.script import ScriptMagics
 
-from ..kernel._guard import interruptible
+from ..kernel._guard import interruptible, protected
 from ..kernel._processes import signal_tree
+from ..kernel._raisers import like_the_users
 from ._activity import ActivityTracker
 from ._children import ChildOutput
 
@@ -83,6 +84,7 @@ class Ending:
         self._over.set()
 
 
+@like_the_users
 def _be_interrupted() -> NoReturn:
     """The wait is over as the cell is being ended, and so is what the cell would do next.
 
@@ -94,6 +96,16 @@ def _be_interrupted() -> NoReturn:
         time.sleep(0.005)
     raise KeyboardInterrupt
 
+
+def _end_all(terminals: Sequence[Any]) -> None:
+    with protected():
+        for terminal in terminals:
+            if terminal.isalive():
+                signal_tree(terminal.pid, _SIGNALS[-1])
+
+
+_terminals: ContextVar[list[Any] | None] = ContextVar("trio_subshells_terminals", default=None)
+"""Where the pseudo-terminals are noted down that are opened in this context."""
 
 _collected: ContextVar[list[subprocess.Popen[Any]] | None] = ContextVar(
     "trio_subshells_collected", default=None
@@ -178,6 +190,7 @@ class Programs:
         """`os.system`: in a cell, by `subprocess`."""
 
         @wraps(original)
+        @like_the_users
         def system(command: Any) -> int:
             if self._tracker.cell() is None:
                 return original(command)
@@ -207,6 +220,7 @@ class Programs:
         """`subprocess.Popen.wait` and ``communicate``."""
 
         @wraps(original)
+        @like_the_users
         def wait(popen: subprocess.Popen[Any], *args: Any, **options: Any) -> Any:
             with self._waiting(lambda: [popen.pid]):
                 return original(popen, *args, **options)
@@ -217,6 +231,7 @@ class Programs:
         """`multiprocessing.Process.join`."""
 
         @wraps(original)
+        @like_the_users
         def join(process: BaseProcess, timeout: float | None = None) -> None:
             with self._waiting(lambda: [process.pid] if process.pid is not None else []):
                 original(process, timeout)
@@ -227,6 +242,7 @@ class Programs:
         """``%%bash`` and its like, which wait for another thread that waits for the program."""
 
         @wraps(original)  # it has its parser as an attribute
+        @like_the_users
         def shebang(magics: ScriptMagics, line: str, cell: str) -> Any:
             started: list[subprocess.Popen[Any]] = []
             token = _collected.set(started)
@@ -239,19 +255,39 @@ class Programs:
         return shebang
 
     def command(self, original: Callable[[str], Any]) -> Callable[[str], Any]:
-        """``!command``. It ends its program itself when it is interrupted; but not the cell."""
+        """``!command``. It ends its program itself when it is interrupted, if it is given time."""
 
         @wraps(original)
+        @like_the_users
         def command(cmd: str) -> Any:
-            with self._waiting(list):
-                return original(cmd)
+            terminals: list[Any] = []
+            token = _terminals.set(terminals)
+            try:
+                with self._waiting(lambda: [each.pid for each in terminals]):
+                    return original(cmd)
+            finally:
+                _terminals.reset(token)
+                _end_all(terminals)
 
         return command
+
+    def spawn(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`ptyprocess.PtyProcess.spawn`, by which IPython runs a ``!command``."""
+
+        def spawn(owner: type[Any], *args: Any, **options: Any) -> Any:
+            terminal = original(*args, **options)
+            terminals = _terminals.get()
+            if terminals is not None:
+                terminals.append(terminal)
+            return terminal
+
+        return classmethod(spawn)  # type: ignore[return-value]
 
     def getoutput(self, original: Callable[[str], str]) -> Callable[[str], str]:
         """``x = !command``: without a terminal, from which IPython reads in a system call."""
 
         @wraps(original)
+        @like_the_users
         def getoutput(cmd: str) -> str:
             if self._tracker.cell() is None:
                 return original(cmd)
@@ -283,6 +319,9 @@ class Programs:
         yield commands, "system", self.command(commands.system)
         if os.name == "posix":
             yield commands, "getoutput", self.getoutput(commands.getoutput)
+            from ptyprocess import PtyProcess  # type: ignore[import-untyped]
+
+            yield PtyProcess, "spawn", self.spawn(PtyProcess.spawn)
         if hasattr(multiprocessing_util, "spawnv_passfds"):
             original = multiprocessing_util.spawnv_passfds
             yield multiprocessing_util, "spawnv_passfds", self.spawnv_passfds(original)
