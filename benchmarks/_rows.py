@@ -173,6 +173,7 @@ _UNJOINABLE = (
 _INTERRUPT = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_ends_a_cell_of"
 _EVERYBODY = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_is_for_the_whole_kernel"
 _SHUTDOWN = f"{_PROCESS}/test_shutdown.py::test_a_shutdown_ends_a_busy_kernel"
+_STUBBORN = ("base-exception", "base-exception-await", "shield")
 _HOSTILE = "tests/kernel/test_hostile.py"
 _LIMITS = f"{_PROCESS}/test_limits.py"
 _FORK = f"{_PROCESS}/test_forks.py::test_a_forked_child_has_no_kernel"
@@ -211,6 +212,22 @@ TESTS: dict[str, str] = {
     "interrupt/all-loop": _EVERYBODY,
     "interrupt/all-sleep": _EVERYBODY,
     "timeout/await": "tests/kernel/test_running.py::test_timeouts_of_execute",
+    **dict.fromkeys(
+        (f"timeout/{key}" for key in ("loop", "sleep", *_STUBBORN)),
+        f"{_PROCESS}/test_interrupt.py::test_a_timeout_ends_a_cell",
+    ),
+    **dict.fromkeys(
+        (f"interrupt-subshell/{key}-again" for key in _STUBBORN),
+        f"{_PROCESS}/test_interrupt.py::test_a_second_interrupt_takes_no_for_an_answer",
+    ),
+    **dict.fromkeys(
+        (
+            f"shutdown-{where}/{key}"
+            for where in ("subshell", "main")
+            for key in ("input", "exception", *_STUBBORN)
+        ),
+        _SHUTDOWN,
+    ),
     "shutdown-subshell/await": _SHUTDOWN,
     "shutdown-subshell/loop": _SHUTDOWN,
     "shutdown-subshell/sleep": _SHUTDOWN,
