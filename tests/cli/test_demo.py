@@ -128,7 +128,12 @@ def test_it_notices_an_error_that_aborts_nothing() -> None:
 
 
 def test_it_notices_a_thread_that_is_left() -> None:
-    counting = "import itertools, threading; threading.active_count = itertools.count(1).__next__"
+    counting = (
+        "import itertools, threading\n"
+        "def enumerate(real=threading.enumerate, count=itertools.count(1)):\n"
+        "    return real() + [threading.Thread(name='trio left') for _ in range(next(count))]\n"
+        "threading.enumerate = enumerate"
+    )
     with pytest.raises(StepFailed, match="1 more threads than before"):
         run_step("busy_deleted", sabotage=counting)
 
