@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,9 @@ from trio_subshells.kernel._guard import (
 from trio_subshells.kernel._raisers import AsyncRaiser, SignalRaiser
 
 from .helpers import HANG, Flag
+
+INTERRUPTS = int(os.environ.get("TRIO_SUBSHELLS_INTERRUPTS", "20000"))
+"""At least as many are aimed at short cells. 100,000 take half a minute on a slow machine."""
 
 
 class NotedRaiser:
@@ -442,7 +446,7 @@ def test_thousands_of_interrupts_at_every_point_of_short_cells() -> None:
         raiser = AsyncRaiser()
         signal.setitimer(signal.ITIMER_REAL, 3e-5, 3e-5)
         try:
-            while attempts < 20_000:
+            while attempts < INTERRUPTS:
                 try:
                     await guard.run(partial(short, guard), what=1, raiser=raiser)
                 except KeyboardInterrupt:
