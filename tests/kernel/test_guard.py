@@ -436,8 +436,10 @@ def test_thousands_of_interrupts_at_every_point_of_short_cells() -> None:
     def strike(number: int, frame: FrameType | None) -> None:
         nonlocal attempts
         generation = guard.generation
+        if frame is None or frame.f_globals.get("__name__") == "_weakrefset":
+            return  # what is raised there is reported to pytest, and lost
         # Another thread would wait for the lock; this one would wait for itself.
-        if generation % 2 and not guard.lock.locked() and frame is not None:
+        if generation % 2 and not guard.lock.locked():
             attempts += 1
             points.add(frame.f_code.co_name)
             guard.strike(generation)

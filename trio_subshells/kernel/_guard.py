@@ -75,6 +75,11 @@ from ._raisers import AsyncRaiser, is_in_machinery, like_the_users
 
 T = TypeVar("T")
 
+MOST_TIMES_AGAIN: Final = 50
+"""How often one firm strike comes again. CPython takes an exception at a jump backwards for one of
+the code before the jump's target. If that is in the same ``try``, another moment has to be tried.
+"""
+
 SHORT_SLEEP: Final = 0.02
 """Seconds. What sleeps for less is not worth being woken."""
 
@@ -131,6 +136,7 @@ class Exposure:
         "forked",
         "protections",
         "raised",
+        "times_again",
         "wanted",
     )
 
@@ -139,6 +145,7 @@ class Exposure:
         self.raised = False
         self.wanted = False  # at the end of the protected block
         self.firmly = False
+        self.times_again = 0
         self.forked = False  # this is a child process that the cell has forked
         self.protections = 0
         self._guard = guard
@@ -154,6 +161,7 @@ class Exposure:
         Under the guard's lock.
         """
         self.firmly = firmly
+        self.times_again = MOST_TIMES_AGAIN
         raised_before, self.raised = self.raised, True
         if not self.armed:
             self.raised = raised_before
@@ -604,6 +612,9 @@ def _may_strike_again(frame: FrameType) -> bool:
     exposure = _here.exposure
     if exposure is None or not (exposure.firmly and exposure.armed) or is_in_machinery(frame):
         return False
+    if exposure.times_again == 0:
+        return False
+    exposure.times_again -= 1
     exposure.raised = True
     return True
 
