@@ -62,7 +62,7 @@ class CellInThread:
         self._thread.join(HANG)
         assert not self._thread.is_alive()
 
-    async def end(self, reason: EndReason, deadline: float = HANG) -> bool:
+    async def end(self, reason: EndReason, deadline: float = HANG / 2) -> bool:
         return await end_cell(self.guard, 1, reason, deadline=deadline)
 
 
@@ -184,10 +184,19 @@ def sleep_for_long(guard: CellGuard, started: Flag) -> None:
     interruptible_sleep(HANG, time.sleep)
 
 
+def block_in_a_call_that_begins_late(guard: CellGuard, started: Flag) -> None:
+    """When it is struck, it is in the call already; but when it was first cancelled, it was not."""
+    started.set()
+    while guard.ends == 0:
+        pass
+    block_in_a_call(guard, started)
+
+
 GENTLE = [
     await_something,
     compute,
     block_in_a_call,
+    block_in_a_call_that_begins_late,
     compute_in_a_task,
     compute_in_a_worker,
     sleep_in_a_worker,

@@ -71,12 +71,16 @@ async def end_cell(
 
 async def _climb(guard: CellGuard, generation: int, grace: float) -> None:
     """Try everything, for ever."""
+    pause = FIRST_PAUSE
+    hit = False
     with trio.move_on_after(grace):
         while True:
-            _cancel(guard, generation)
-            await trio.sleep(FIRST_PAUSE)
-            if guard.strike(generation):
-                await trio.sleep_forever()  # it is cleaning up: another one would disturb that
+            _cancel(guard, generation)  # again and again: it may register another canceller
+            await trio.sleep(pause)
+            if hit:  # it is cleaning up, and another strike would disturb that
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                hit = guard.strike(generation)
     pause = FIRST_PAUSE
     while True:
         _cancel(guard, generation, lift_shields=True)
