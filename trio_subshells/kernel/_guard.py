@@ -170,9 +170,9 @@ class Exposure:
         if not self._raiser.strike(FirmInterrupt if firmly else KeyboardInterrupt):
             self.raised = raised_before
             return False
-        if self._alarm is not None:
-            self._alarm.release()
-            self._alarm = None
+        alarm, self._alarm = self._alarm, None  # the sleeper may be about to clear it, too
+        if alarm is not None:
+            alarm.release()
         return True
 
     def is_of(self, generation: int) -> bool:
@@ -193,7 +193,7 @@ class Exposure:
         alarm = threading.Lock()
         alarm.acquire()
         self._alarm = alarm
-        # Nothing of ours is to catch what strikes here: see `_FirmInterrupt`.
+        # Nothing of ours is to catch what strikes here: see `FirmInterrupt`.
         alarm.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
         self._alarm = None
 
