@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from typing import Any
@@ -52,3 +54,52 @@ def test_the_frames_that_ran_the_code_are_left_out() -> None:
     assert [frame.name for frame in traceback.extract_tb(ran)] == ["run", "users_code"]
     left = without_our_frames(ran, "the_runner")
     assert [frame.name for frame in traceback.extract_tb(left)] == ["users_code"]
+
+
+#: One thread looks again and again whether another may be struck, and each time garbage is
+#: collected, which runs code; meanwhile other threads end.
+STRIKES_WHILE_THREADS_END = """
+import gc, sys, threading
+from trio_subshells.kernel._raisers import AsyncRaiser
+sys.setswitchinterval(1e-6)
+gc.set_threshold(5)
+raisers, over, done = [], threading.Event(), threading.Event()
+def target():
+    # What runs here seems to be trio's, and so is never struck.
+    exec("raisers.append(AsyncRaiser())\\nwhile not done.is_set(): pass", trio)
+trio = {"__name__": "trio", "AsyncRaiser": AsyncRaiser, "raisers": raisers, "done": done}
+def ends():
+    for _ in range(300):
+        threads = [threading.Thread(target=int) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    over.set()
+class Garbage:
+    def __init__(self):
+        self.cycle = self
+    def __del__(self):
+        for _ in range(50):
+            pass
+threads = [threading.Thread(target=function) for function in (target, ends)]
+for thread in threads:
+    thread.start()
+while not raisers:
+    pass
+struck = False
+while not over.is_set():
+    Garbage()
+    struck |= raisers[0].strike()
+done.set()
+for thread in threads:
+    thread.join()
+print("struck" if struck else "ended")
+"""
+
+
+def test_a_strike_stops_no_thread_that_ends() -> None:
+    """A lock of the interpreter's, taken while code may run, stops every thread (#106883)."""
+    program = [sys.executable, "-c", STRIKES_WHILE_THREADS_END]
+    ended = subprocess.run(program, check=False, capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("ended\n", "", 0)

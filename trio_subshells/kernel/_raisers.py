@@ -62,26 +62,43 @@ def is_in_machinery(frame: FrameType | None) -> bool:
     return False
 
 
+# Prototypes of our own: those of `ctypes.pythonapi` are anybody's to change.
+_this_thread_state: Final = ctypes.PYFUNCTYPE(ctypes.c_void_p)(
+    ("PyThreadState_Get", ctypes.pythonapi)
+)
+_frame_of: Final = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(
+    ("PyThreadState_GetFrame", ctypes.pythonapi)
+)
+_raise_in: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
+_NOTHING: Final[ctypes.py_object[Any]] = ctypes.py_object()
+
+
 @attrs.frozen
 class AsyncRaiser:
-    """Raises in one thread through ``PyThreadState_SetAsyncExc``."""
+    """Raises in the thread that makes it, through ``PyThreadState_SetAsyncExc``.
 
-    thread: int = attrs.field(factory=threading.get_ident)
+    `strike` is for as long as that thread lives: it looks at what runs there. It doesn't ask
+    `sys._current_frames` for that, which makes a frame object for every thread there is, with a
+    lock of the interpreter's taken. Before CPython 3.11.9 that may start a garbage collection, and
+    all threads stop for ever if one of them ends meanwhile (python/cpython#106883).
+    """
+
+    thread: int = attrs.field(init=False, factory=threading.get_ident)
+    _state: int = attrs.field(init=False, factory=_this_thread_state)
 
     @like_the_users
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         """Raise it at the thread's next bytecode: see `trio_subshells.kernel._guard.Raiser`."""
-        if is_in_machinery(sys._current_frames().get(self.thread)):
+        if is_in_machinery(_frame_of(self._state)):
             return False
-        self._set(ctypes.py_object(error))
+        _raise_in(self.thread, ctypes.py_object(error))
         return True
 
     def withdraw(self) -> None:
         """Take back what has not been raised yet."""
-        self._set(None)
-
-    def _set(self, error: ctypes.py_object[type[KeyboardInterrupt]] | None) -> None:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread), error)
+        _raise_in(self.thread, _NOTHING)
 
 
 class SignalRaiser:
@@ -93,7 +110,7 @@ class SignalRaiser:
         self._withdrawn = False
         ident = threading.main_thread().ident
         assert ident is not None
-        self._async_raiser = AsyncRaiser(ident)
+        self._thread: int = ident
 
     @like_the_users
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
@@ -101,7 +118,7 @@ class SignalRaiser:
         self._error = error
         self._pending = True
         if hasattr(signal, "pthread_kill"):
-            signal.pthread_kill(self._async_raiser.thread, signal.SIGINT)
+            signal.pthread_kill(self._thread, signal.SIGINT)
         else:  # Windows: sets the event that its time.sleep() waits for
             signal.raise_signal(signal.SIGINT)
         return True
@@ -111,7 +128,7 @@ class SignalRaiser:
         if self._pending:
             self._withdrawn = True
             self._pending = False
-        self._async_raiser.withdraw()
+        _raise_in(self._thread, _NOTHING)
 
     @contextmanager
     def installed(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
