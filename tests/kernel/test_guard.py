@@ -39,6 +39,7 @@ class NotedRaiser:
     def __init__(self) -> None:
         self.strikes = 0
         self.withdrawals = 0
+        self.missed = False
 
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         self.strikes += 1

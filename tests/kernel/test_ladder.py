@@ -18,6 +18,7 @@ from trio_subshells.kernel._guard import (
     CellEnded,
     CellGuard,
     EndReason,
+    Raiser,
     SubshellGuards,
     drive_tasks,
     exposed,
@@ -32,7 +33,11 @@ from .helpers import HANG, Flag
 class CellInThread:
     """A guarded cell in a thread of its own, which `end_cell` is to end from here."""
 
-    def __init__(self, body: Callable[[CellGuard, Flag], object]) -> None:
+    def __init__(
+        self,
+        body: Callable[[CellGuard, Flag], object],
+        make_raiser: Callable[[], Raiser] = AsyncRaiser,
+    ) -> None:
         guards = SubshellGuards()
         self.guard = guards.requests
         self.started = Flag()
@@ -46,7 +51,7 @@ class CellInThread:
         async def main() -> None:
             with drive_tasks(guards):
                 try:
-                    self.reason = await self.guard.run(cell, what=1, raiser=AsyncRaiser())
+                    self.reason = await self.guard.run(cell, what=1, raiser=make_raiser())
                 except CellEnded as ended:
                     self.reason = ended.reason
 
@@ -64,6 +69,25 @@ class CellInThread:
 
     async def end(self, reason: EndReason, deadline: float = HANG / 2) -> bool:
         return await end_cell(self.guard, 1, reason, deadline=deadline)
+
+
+class MissingRaiser:
+    """Its first strike comes to nothing, after all."""
+
+    def __init__(self) -> None:
+        self._raiser = AsyncRaiser()
+        self.strikes = 0
+
+    @property
+    def missed(self) -> bool:
+        return self.strikes == 1
+
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        self.strikes += 1
+        return self.strikes == 1 or self._raiser.strike(error)
+
+    def withdraw(self) -> None:
+        self._raiser.withdraw()
 
 
 async def await_something(guard: CellGuard, started: Flag) -> None:
@@ -345,3 +369,9 @@ async def test_a_canceller_that_fails_stops_nothing(caplog: pytest.LogCaptureFix
     async with CellInThread(body) as cell:
         assert await cell.end(EndReason.INTERRUPTED)
     assert "a broken canceller" in caplog.text
+
+
+async def test_an_interrupt_that_has_come_to_nothing_is_tried_again() -> None:
+    async with CellInThread(compute, MissingRaiser) as cell:
+        assert await cell.end(EndReason.INTERRUPTED)
+    assert cell.reason is EndReason.INTERRUPTED

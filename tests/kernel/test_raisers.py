@@ -8,9 +8,11 @@ import sys
 import time
 import traceback
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from trio_subshells.kernel import _raisers
 from trio_subshells.kernel._raisers import SignalRaiser, without_our_frames
 
 
@@ -27,6 +29,22 @@ def test_a_strike_is_told_from_a_users_sigint() -> None:
         assert interrupts == []
         signal.raise_signal(signal.SIGINT)
         assert interrupts == ["by the user"]
+
+
+def test_a_signal_that_finds_machinery_is_missed() -> None:
+    """It comes some time after `strike`, and by then the thread may be anywhere."""
+    raiser = SignalRaiser()
+    machinery: dict[str, Any] = {"__name__": "logging"}
+    exec("def call(function): function(); return", machinery)
+    strike = raiser.strike.__code__
+    with raiser.installed(lambda: None):
+        # Without the decorator's mark it runs on behalf of its caller, where the signal finds it.
+        with mock.patch.object(_raisers, "_LIKE_THE_USERS", _raisers._LIKE_THE_USERS - {strike}):
+            machinery["call"](raiser.strike)
+        assert raiser.missed
+        with pytest.raises(KeyboardInterrupt):
+            wait_to_be_hit(raiser)
+        assert not raiser.missed
 
 
 def test_the_traceback_ends_where_the_users_code_was() -> None:

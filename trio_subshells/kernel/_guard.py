@@ -105,6 +105,12 @@ class Raiser(Protocol):
             to be torn apart, it may be tried again.
         """
 
+    @property
+    def missed(self) -> bool:
+        """Whether the last strike has come to nothing, as the thread had meanwhile got into
+        something that is not to be torn apart: then it is to be tried again.
+        """
+
     def withdraw(self) -> None:
         """Take back what has not struck yet. Called in that thread."""
 
@@ -174,6 +180,11 @@ class Exposure:
         if alarm is not None:
             alarm.release()
         return True
+
+    @property
+    def missed(self) -> bool:
+        """Whether a strike was under way, and has come to nothing."""
+        return self.raised and self._raiser.missed
 
     def is_of(self, generation: int) -> bool:
         """Whether it belongs to that cell."""
@@ -387,6 +398,13 @@ class CellGuard:
                 if exposure.is_of(generation)
             ]
         return any(struck)
+
+    def missed(self, generation: int) -> bool:
+        """Whether what has struck that cell has come to nothing, and should strike again."""
+        with self.lock:
+            return self._is_running(generation) and any(
+                exposure.missed for exposure in self._exposures if exposure.is_of(generation)
+            )
 
     def strike_leftovers(self) -> None:
         """Strike whatever cells have left running, once no other cell starts."""

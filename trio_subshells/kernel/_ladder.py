@@ -77,7 +77,8 @@ async def _climb(guard: CellGuard, generation: int, grace: float) -> None:
         while True:
             _cancel(guard, generation)  # again and again: it may register another canceller
             await trio.sleep(pause)
-            if hit:  # it is cleaning up, and another strike would disturb that
+            if hit and not guard.missed(generation):
+                # It is cleaning up, and another strike would disturb that.
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 hit = guard.strike(generation)

@@ -96,6 +96,11 @@ class AsyncRaiser:
         _raise_in(self.thread, ctypes.py_object(error))
         return True
 
+    @property
+    def missed(self) -> bool:
+        """Never: it is looked first where the thread is, and at once that something is raised."""
+        return False
+
     def withdraw(self) -> None:
         """Take back what has not been raised yet."""
         _raise_in(self.thread, _NOTHING)
@@ -108,6 +113,7 @@ class SignalRaiser:
         self._pending = False
         self._error = KeyboardInterrupt
         self._withdrawn = False
+        self._missed = False
         ident = threading.main_thread().ident
         assert ident is not None
         self._thread: int = ident
@@ -116,12 +122,18 @@ class SignalRaiser:
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         """Interrupt the main thread, a blocking system call included."""
         self._error = error
+        self._missed = False
         self._pending = True
         if hasattr(signal, "pthread_kill"):
             signal.pthread_kill(self._thread, signal.SIGINT)
         else:  # Windows: sets the event that its time.sleep() waits for
             signal.raise_signal(signal.SIGINT)
         return True
+
+    @property
+    def missed(self) -> bool:
+        """Whether the signal found the thread in something that is not to be torn apart."""
+        return self._missed
 
     def withdraw(self) -> None:
         """Take back what has not been raised yet. The signal still comes, and does nothing then."""
@@ -146,7 +158,8 @@ class SignalRaiser:
                 raise KeyboardInterrupt
             if self._pending:
                 if is_in_machinery(frame):
-                    return  # the ladder tries again
+                    self._missed = True  # the ladder tries again
+                    return
                 self._pending = False
                 raise self._error
             if self._withdrawn:
