@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import pickle
 import re
 import sys
+import threading
 
 import pytest
 import trio
+
+from trio_subshells.ipython import _shell
 
 
 def plain(text: str) -> str:
@@ -314,3 +319,55 @@ async def test_a_gui_loop_is_refused_in_words(main) -> None:
     assert ran.error is not None
     assert ran.error.ename == "UsageError"
     assert "'qt'" in ran.error.evalue
+
+
+class Garbage:
+    """Runs code when it is collected."""
+
+    def __init__(self) -> None:
+        self.cycle = self
+
+    def __del__(self) -> None:
+        for _ in range(50):
+            pass
+
+
+def test_several_threads_parse_at_once() -> None:
+    """CPython 3.11 counts the depth of all their trees in one place."""
+    code = "\n".join(f"x = [a{number} + (1, 2), {{3: f(4)}}]" for number in range(20))
+    over, threshold, interval = threading.Event(), gc.get_threshold(), sys.getswitchinterval()
+
+    def parse(compiler: _shell.CachingCompiler) -> None:
+        for _ in range(10):
+            Garbage()
+        compiler.ast_parse(code)
+
+    def parse_all_the_time() -> None:
+        while not over.is_set():
+            parse(_shell._Compiler())
+
+    thread = threading.Thread(target=parse_all_the_time)
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    thread.start()
+    try:
+        for _ in range(300):
+            parse(_shell._Compiler())
+    finally:
+        over.set()
+        thread.join()
+        gc.set_threshold(*threshold)
+        sys.setswitchinterval(interval)
+
+
+def test_what_cannot_be_parsed_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def ast_parse(compiler: object, source: str) -> ast.AST:
+        tried.append(source)
+        raise SystemError("AST constructor recursion depth mismatch (before=75, after=72)")
+
+    monkeypatch.setattr(_shell.CachingCompiler, "ast_parse", ast_parse)
+    with pytest.raises(SystemError, match="mismatch"):
+        _shell._Compiler().ast_parse("x")
+    assert len(tried) == _shell.ATTEMPTS_TO_PARSE + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from typing import Any
@@ -13,7 +14,7 @@ from unittest import mock
 import pytest
 
 from trio_subshells.kernel import _raisers
-from trio_subshells.kernel._raisers import SignalRaiser, without_our_frames
+from trio_subshells.kernel._raisers import AsyncRaiser, SignalRaiser, without_our_frames
 
 
 def wait_to_be_hit(raiser: SignalRaiser) -> None:
@@ -121,3 +122,31 @@ def test_a_strike_stops_no_thread_that_ends() -> None:
     program = [sys.executable, "-c", STRIKES_WHILE_THREADS_END]
     ended = subprocess.run(program, check=False, capture_output=True, text=True, timeout=120)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("ended\n", "", 0)
+
+
+def test_a_strike_waits_until_a_new_thread_runs() -> None:
+    """It has its starter's identifier until it runs; struck, it never would."""
+    raisers: list[AsyncRaiser] = []
+    begins, lets_it_begin = threading.Event(), threading.Event()
+
+    class Late(threading.Event):
+        def set(self) -> None:
+            begins.set()
+            lets_it_begin.wait()
+            super().set()
+
+    def starts() -> None:
+        raisers.append(AsyncRaiser())
+        late = threading.Thread(target=int)
+        late._started = Late()  # type: ignore[attr-defined]
+        late.start()
+        late.join()
+
+    thread = threading.Thread(target=starts)
+    thread.start()
+    begins.wait()
+    try:
+        assert not raisers[0].strike()
+    finally:
+        lets_it_begin.set()
+        thread.join()

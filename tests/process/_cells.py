@@ -41,6 +41,14 @@ GENTLE = {
         "finally:\n"
         "    await trio.sleep(3600)"
     ),
+    "starts threads": (
+        "import threading\n"
+        "print('in')\n"
+        "while True:\n"
+        "    thread = threading.Thread(target=int)\n"
+        "    thread.start()\n"
+        "    thread.join()"
+    ),
     "a worker that loops": (
         "import trio\n"
         "def spin():\n"

@@ -24,7 +24,7 @@ from IPython.core.error import StdinNotImplementedError
 from IPython.display import display
 
 from ..kernel import InputNotAllowed
-from ..kernel._guard import exposed, interruptible_sleep
+from ..kernel._guard import exposed, interruptible_sleep, protected
 from ..kernel._raisers import like_the_users
 from ._activity import ActivityTracker
 from ._children import children_heard
@@ -109,12 +109,16 @@ def replace_attribute(owner: object, name: str, value: object) -> Callable[[], N
 
 
 def _follow_threads(tracker: ActivityTracker) -> Callable[[], None]:
-    """Tell the tracker of every thread that is started."""
+    """Tell the tracker of every thread that is started.
+
+    What is to strike the cell meanwhile strikes right after that: see `is_in_machinery`.
+    """
     original = threading.Thread.start
 
     def start(thread: threading.Thread) -> None:
-        tracker.thread_starts(thread)
-        original(thread)
+        with protected():
+            tracker.thread_starts(thread)
+            original(thread)
 
     start.__doc__ = original.__doc__
     return replace_attribute(threading.Thread, "start", start)

@@ -28,7 +28,7 @@ from collections.abc import Coroutine
 from contextlib import nullcontext
 from pathlib import Path
 from types import CodeType, ModuleType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import trio
 from IPython.core import page
@@ -53,6 +53,9 @@ from ._magics import KernelMagics
 from ._session import InProxy, OutProxy, Session
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+ATTEMPTS_TO_PARSE: Final = 10
+"""After which it is no coincidence."""
 
 _CELL_FILE = re.compile(r'File "<ipython-input-(\d+)-[0-9a-f]+>"')
 
@@ -101,6 +104,24 @@ class _StandingBuiltinTrap(BuiltinTrap):
         return False
 
 
+class _Compiler(CachingCompiler):
+    """Parses again where CPython fails, as several threads parse at once.
+
+    They count the depth of their trees in one place, if one is interrupted by another. That is
+    CPython 3.11's, and it is seldom: when garbage is collected in the middle, and that runs code.
+    """
+
+    def ast_parse(self, *args: Any, **options: Any) -> ast.AST:
+        """Parse code, as `ast.parse` does."""
+        for _ in range(ATTEMPTS_TO_PARSE):
+            try:
+                return super().ast_parse(*args, **options)
+            except SystemError as error:
+                if "recursion depth mismatch" not in str(error):
+                    raise
+        return super().ast_parse(*args, **options)
+
+
 class TrioShell(InteractiveShell):
     """The shell of an `IPythonKernel`. ``get_ipython()`` in a cell returns it.
 
@@ -114,6 +135,7 @@ class TrioShell(InteractiveShell):
 
     displayhook_class = Type(CellDisplayHook)  # type: ignore[assignment]
     display_pub_class = Type(CellDisplayPublisher)
+    compiler_class = Type(_Compiler)
     exiter = Instance(ExitAutocall)
     loop_runner_map = {"trio": (_TrioRunner(), True)}  # noqa: RUF012 - the base class's declaration
 

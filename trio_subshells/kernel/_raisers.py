@@ -50,11 +50,16 @@ def like_the_users(function: F) -> F:
 def is_in_machinery(frame: FrameType | None) -> bool:
     """Whether what runs in this frame is not to be torn apart by a strike.
 
-    What of the standard library runs belongs to who has called it.
+    What of the standard library runs belongs to who has called it. But `threading.Thread.start`
+    must not be struck: the new thread has the same identifier as the one that starts it until it
+    runs, before CPython 3.12, and is struck instead. Then it never runs, and is waited for.
     """
     while frame is not None and frame.f_code not in _LIKE_THE_USERS:
-        package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if package in _MACHINERY or frame.f_code.co_name == "__del__":
+        module, function = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+        package = module.partition(".")[0]
+        if package in _MACHINERY or function == "__del__":
+            return True
+        if (module, function) == ("threading", "start"):
             return True
         if package not in sys.stdlib_module_names or package == "__main__":
             return False
