@@ -149,11 +149,40 @@ KINDS = (
 
 @attrs.frozen
 class Cell:
-    """A cell of some kind that runs in a kernel; `start` makes one."""
+    """A cell of some kind; `start` makes one that runs."""
 
     kind: Kind
     request: Request
+    begun: Path
     cleaned: Path
+
+    @classmethod
+    def of(
+        cls,
+        kernel: RunningKernel,
+        client: Client,
+        kind: Kind,
+        subshell: str | None = None,
+        *,
+        hold: float = HOLD,
+        **metadata: float,
+    ) -> Cell:
+        """Return a cell that is to be sent; the file `begun` is there once its own code begins."""
+        begun = kernel.directory / f"begun-{time.monotonic_ns()}"
+        cleaned = begun.with_name(f"cleaned-{begun.name}")
+        places = {
+            "marker": str(begun),
+            "cleaned": str(cleaned),
+            "forever": FOREVER,
+            "hold": hold,
+        }
+        request = client.execute_request(
+            (_PRELUDE + kind.code).format(**places),
+            subshell,
+            allow_stdin=kind.asks,
+            metadata=metadata,
+        )
+        return cls(kind, request, begun, cleaned)
 
     @classmethod
     def start(
@@ -168,32 +197,19 @@ class Cell:
 
         Raises `ProbeFailed` if it doesn't begin, for whatever reason.
         """
-        marker = kernel.directory / f"begun-{time.monotonic_ns()}"
-        cleaned = marker.with_name(f"cleaned-{marker.name}")
-        places = {
-            "marker": str(marker),
-            "cleaned": str(cleaned),
-            "forever": FOREVER,
-            "hold": HOLD,
-        }
-        request = client.execute_request(
-            (_PRELUDE + kind.code).format(**places),
-            subshell,
-            allow_stdin=kind.asks,
-            metadata=metadata,
-        )
-        client.shell.send_multipart(request.frames)
+        cell = cls.of(kernel, client, kind, subshell, **metadata)
+        client.shell.send_multipart(cell.request.frames)
         try:
             with client.within(BEGIN):
-                while not marker.exists():
+                while not cell.begun.exists():
                     if client.shell.poll(0):
-                        content = client.receive_for(client.shell, request).content
+                        content = client.receive_for(client.shell, cell.request).content
                         raise ProbeFailed(f"{content.get('ename')}: {content.get('evalue')}")
                     client.check()
                     time.sleep(0.001)
                 if kind.asks:
-                    client.receive_for(client.stdin, request)
+                    client.receive_for(client.stdin, cell.request)
         except ProbeFailed as error:
             where = "a subshell's" if subshell else "the main shell's"
             raise ProbeFailed(f"{where} cell has not begun: {error}") from error
-        return cls(kind, request, cleaned)
+        return cell

@@ -735,6 +735,13 @@ def test_a_signal_of_our_own_is_raised_and_the_users_is_not() -> None:
 
 
 def strike_and_wait(raiser: SignalRaiser) -> None:
-    threading.Thread(target=raiser.strike).start()
+    runs = threading.Event()  # nothing strikes while a thread is being started
+
+    def strike() -> None:
+        runs.wait()
+        raiser.strike()
+
+    threading.Thread(target=strike).start()
+    runs.set()
     threading.Event().wait(HANG)
     raise AssertionError("the signal didn't interrupt the wait")
