@@ -166,10 +166,7 @@ TRIALS: tuple[Trial, ...] = (
 
 _PROCESS = "tests/process"
 _DELETE = f"{_PROCESS}/test_delete.py::test_a_busy_subshell_is_deleted_and_owes_nothing"
-_UNJOINABLE = (
-    f"{_PROCESS}/test_delete.py"
-    "::test_a_subshell_that_can_not_be_joined_is_reported_and_joined_later"
-)
+_GIVEN_UP = f"{_PROCESS}/test_given_up.py"
 _INTERRUPT = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_ends_a_cell_of"
 _EVERYBODY = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_is_for_the_whole_kernel"
 _SHUTDOWN = f"{_PROCESS}/test_shutdown.py::test_a_shutdown_ends_a_busy_kernel"
@@ -183,7 +180,8 @@ TESTS: dict[str, str] = {
     "delete/await": _DELETE,
     "delete/loop": _DELETE,
     "delete/sleep": _DELETE,
-    "delete/call": _UNJOINABLE,
+    "delete/call": f"{_GIVEN_UP}::test_a_delete_answers_for_a_call_that_it_can_t_end",
+    "delete/timeout": f"{_GIVEN_UP}::test_a_delete_answers_for_a_call_that_it_can_t_end",
     "delete/exception": _DELETE,
     "delete/base-exception": _DELETE,
     "delete/base-exception-await": _DELETE,
@@ -211,6 +209,11 @@ TESTS: dict[str, str] = {
     "interrupt/all-await": _EVERYBODY,
     "interrupt/all-loop": _EVERYBODY,
     "interrupt/all-sleep": _EVERYBODY,
+    "timeout/call": f"{_GIVEN_UP}::test_a_timeout_answers_for_a_call_that_it_can_t_end",
+    "shutdown-subshell/call": f"{_GIVEN_UP}::test_a_shutdown_answers_for_a_call_that_it_can_t_end",
+    "shutdown-main/call": f"{_GIVEN_UP}::test_a_shutdown_answers_for_a_call_that_it_can_t_end",
+    "interrupt-subshell/call": "tests/kernel/test_given_up.py"
+    "::test_an_interrupt_that_has_no_effect_says_so_and_the_cell_goes_on",
     "timeout/await": "tests/kernel/test_running.py::test_timeouts_of_execute",
     **dict.fromkeys(
         (f"timeout/{key}" for key in ("loop", "sleep", *_STUBBORN)),

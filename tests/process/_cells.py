@@ -114,3 +114,6 @@ STUBBORN = {
 }
 
 ENDLESS = GENTLE | STUBBORN
+
+#: Nothing ends this one: it is in a call into C that doesn't return, for days, without the GIL.
+CALL = "import hashlib; print('in'); hashlib.pbkdf2_hmac('sha256', b'x', b'x', 10**9)"

@@ -33,12 +33,12 @@ from ..actors import (
     open_supervisor,
 )
 from ..wire import Envelope, MalformedMessage, Message, WireSession
-from ._channels import ClientSocket, error_content, reply_type, unknown_type
-from ._errors import SubshellUnjoinable, UnknownSubshell, text_of
-from ._faults import ends_the_kernel
+from ._channels import ClientSocket, error_content, unknown_type
+from ._errors import SubshellUnjoinable, UnknownSubshell, named, text_of
+from ._faults import ends_the_kernel, without_cancelled
 from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
-from ._ladder import DELETE_TIMEOUT, SHUTDOWN_TIMEOUT, end_cell
+from ._ladder import DELETE_TIMEOUT, LONGEST_PAUSE, SHUTDOWN_TIMEOUT, end_cell
 from ._life import SubshellLife
 from ._limits import Room
 from ._messages import (
@@ -48,8 +48,10 @@ from ._messages import (
     Create,
     Delete,
     Describe,
+    GiveUp,
     Interrupt,
     Leave,
+    Meet,
     RemoveRoute,
     Shutdown,
     Spawn,
@@ -57,6 +59,7 @@ from ._messages import (
     checked_seconds,
 )
 from ._output import OutputPort
+from ._pending import PendingRequest, PendingTable
 from ._raisers import AsyncRaiser
 from ._subshell import Subshell
 from ._types import SubshellInfo
@@ -67,7 +70,9 @@ MOST_IN_PROGRESS: Final = 1000
 """Requests that may be served here at the same time; one more is refused. But for a client that has
 gone wild, those that take a while are deletes and creates, and there are not that many."""
 LEFTOVERS_PAUSE: Final = 0.02
-"""Seconds between attempts at what a deleted subshell's cells have left running."""
+"""Seconds between the first attempts at what a deleted subshell's cells have left running."""
+
+_NO_RETURN: Final = "it is in a call that has not returned, and goes on until that does"
 
 
 class ControlHandler(Actor):
@@ -95,17 +100,17 @@ class ControlHandler(Actor):
         on_unjoinable: Callable[[int], Awaitable[None]],
     ) -> None:
         self._kernel = kernel
-        self._session = session
         self._clients = clients
         self._output = output
+        self._pending = PendingTable(session, clients, output)
         self._kernel_info = kernel_info
         self._on_shutdown = on_shutdown
         self._on_unjoinable = on_unjoinable
         self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
-        self._in_progress = 0
         self._room = Room(kernel.max_subshells)
         self._shutting_down = False
+        self._failed = False
         self._ended = trio.Event()
 
     async def run(self, mailbox: Mailbox) -> None:
@@ -113,6 +118,7 @@ class ControlHandler(Actor):
         # The kernel's few own actors ring through sockets of their own. Subshells may be hundreds:
         # with trio's bells they cost no more descriptors than their loops and publishers do.
         async with open_supervisor(transport=TrioTransport()) as self._supervisor:
+            failure: BaseException | None = None
             try:
                 with ends_the_kernel("the control handler"):
                     async with trio.open_nursery() as nursery:
@@ -120,10 +126,15 @@ class ControlHandler(Actor):
                         nursery.start_soon(self._receive_requests)
                         async for letter in mailbox:
                             nursery.start_soon(self._handle, letter)
+            except BaseException as error:
+                failure = without_cancelled(error)
+                raise
             finally:
                 if not self._ended.is_set():
                     with trio.CancelScope(shield=True):
-                        await self._end_after_failure()
+                        await self._end_after_failure(failure)
+                self._answer_what_is_left()
+                del failure  # its traceback holds this frame
 
     async def _handle(self, letter: Letter) -> None:
         """Serve what was asked from inside this process; what was only told may fail in the log."""
@@ -135,6 +146,8 @@ class ControlHandler(Actor):
 
     async def _serve_letter(self, letter: Letter) -> None:
         match letter.message:
+            case Meet(shell):
+                self._shell = shell
             case Adopt(life, wiring):
                 self._wiring = wiring
                 await self._take_in(life)
@@ -150,8 +163,8 @@ class ControlHandler(Actor):
             case Interrupt() as interrupt:
                 await self._interrupt(interrupt)
                 letter.reply()
-            case WatchDeadline(guard, generation, timeout):
-                await self._end_in_time(guard, generation, timeout)
+            case WatchDeadline() as deadline:
+                await self._end_in_time(deadline)
             case Shutdown(timeout, failed):
                 await self._shut_down(timeout, failed=failed)
                 letter.reply()
@@ -164,63 +177,68 @@ class ControlHandler(Actor):
 
     async def _receive_requests(self) -> None:
         """What may take long gets a task of its own; the rest is answered in its order."""
-        to_create, created = trio.open_memory_channel[Envelope](math.inf)
+        to_create, created = trio.open_memory_channel[tuple[Envelope, PendingRequest]](math.inf)
         self._nursery.start_soon(self._create_in_order, created)
         while True:
             envelope = await self._clients.receive()
             msg_type = envelope.header.msg_type
-            if self._in_progress >= MOST_IN_PROGRESS and msg_type != "shutdown_request":
+            if len(self._pending) >= MOST_IN_PROGRESS and msg_type != "shutdown_request":
                 self._refuse(envelope)
                 continue
-            self._in_progress += 1
+            pending = self._pending.enter(envelope)
             match msg_type:
                 case "delete_subshell_request" | "interrupt_request" | "shutdown_request":
-                    self._nursery.start_soon(self._serve, envelope)
+                    self._nursery.start_soon(self._serve, envelope, pending)
                 case "create_subshell_request":
-                    to_create.send_nowait(envelope)
+                    to_create.send_nowait((envelope, pending))
                 case _:
-                    await self._serve(envelope)
+                    await self._serve(envelope, pending)
 
-    async def _create_in_order(self, to_create: trio.MemoryReceiveChannel[Envelope]) -> None:
-        async for envelope in to_create:
-            await self._serve(envelope)
+    async def _create_in_order(
+        self, to_create: trio.MemoryReceiveChannel[tuple[Envelope, PendingRequest]]
+    ) -> None:
+        async for envelope, pending in to_create:
+            await self._serve(envelope, pending)
 
-    async def _serve(self, envelope: Envelope) -> None:
+    async def _serve(self, envelope: Envelope, pending: PendingRequest) -> None:
         """Serve one request, between busy and idle; whatever goes wrong is its reply."""
-        try:
-            await self._serve_request(envelope)
-        finally:
-            self._in_progress -= 1
-
-    async def _serve_request(self, envelope: Envelope) -> None:
+        pending.right.begin()
         self._output.status("busy", envelope.header)
+        pending.right.begun()
         try:
             content = await self._reply_to(envelope.open())
         except MalformedMessage as error:
             content = error_content("MalformedMessage", error.detail)
         except Exception as error:
-            _log.info("a %s has failed", envelope.header.msg_type, exc_info=error)
+            _log.info("a %s has failed", pending.msg_type, exc_info=error)
             content = error_content(type(error).__name__, text_of(error))
-        self._answer(envelope, content)
-        self._output.status("idle", envelope.header)
-        if envelope.header.msg_type == "shutdown_request" and self._shutting_down:
+        self._pending.answer_begun(pending, content)
+        if pending.msg_type == "shutdown_request" and self._shutting_down:
             self._on_shutdown()
 
-    def _answer(self, envelope: Envelope, content: dict[str, Any]) -> None:
-        self._clients.send(
-            self._session.serialize(
-                reply_type(envelope.header.msg_type),
-                content,
-                parent=envelope,
-                idents=envelope.idents,
+    def _answer_what_is_left(self, failure: BaseException | None = None, but: str = "") -> None:
+        """The kernel ends, and with it what has been taken here and is not answered.
+
+        Args:
+            failure: what it ends of, if that was here.
+            but: requests of this type are still going to be answered.
+        """
+        if self._shutting_down and not self._failed and failure is None:
+            content = error_content(
+                "KernelShutdown", "the kernel was shut down before this was done"
             )
-        )
+        else:
+            cause = "" if failure is None else f": the control handler has failed: {named(failure)}"
+            content = error_content(
+                "KernelDied", f"the kernel has ended before this was done{cause}"
+            )
+        for pending in self._pending:
+            if pending.msg_type != but:
+                self._pending.give_up(pending, content, content)
 
     def _refuse(self, envelope: Envelope) -> None:
-        self._output.status("busy", envelope.header)
-        text = f"{self._in_progress} requests are being served on the control channel already"
-        self._answer(envelope, error_content("TooManyRequests", text))
-        self._output.status("idle", envelope.header)
+        text = f"{len(self._pending)} requests are being served on the control channel already"
+        self._pending.answer_here(envelope, error_content("TooManyRequests", text))
 
     async def _reply_to(self, request: Message) -> dict[str, Any]:
         match request.header.msg_type:
@@ -304,13 +322,13 @@ class ControlHandler(Actor):
         """There is a subshell: let the shell channel know, and watch over it."""
         self._lives[life.info.id] = life
         self._nursery.start_soon(self._forget_when_ended, life)
-        await self._wiring.shell.ask(AddRoute(life.info.id, life.ref), timeout=math.inf)
+        await self._shell.ask(AddRoute(life.info.id, life.ref), timeout=math.inf)
 
     async def _forget_when_ended(self, life: SubshellLife) -> None:
         """However a subshell ends, also by itself: nothing stays unanswered, and its id is gone."""
         await life.ref.watch()
-        await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
-        await self._wiring.shell.ask(AbortPending(life.info.id), timeout=math.inf)
+        await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+        await self._shell.ask(AbortPending(life.info.id), timeout=math.inf)
         del self._lives[life.info.id]
         life.gone.set()
 
@@ -331,28 +349,37 @@ class ControlHandler(Actor):
         if life.guards.closed is None:
             life.guards.close(reason)
             try:
-                await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+                await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
             finally:
-                life.ref.cancel()  # who asks again finds it closed, and only waits
+                life.ref.cancel()
+                # Not here, as it goes on when this has given up. Who asks again only waits.
+                self._nursery.start_soon(self._end_what_runs, life, reason)
         with trio.move_on_after(timeout):
-            async with move_on_when(life.gone.wait):
-                # Nothing else starts, as the guards are closed; but what the author's code does
-                # when its subshell ends may take a while, too.
-                async with trio.open_nursery() as nursery:
-                    for guard in life.guards:
-                        end = partial(end_cell, deadline=timeout)
-                        nursery.start_soon(end, guard, guard.generation, reason)
-                while True:  # what its cells have left computing keeps its loop from ending
-                    await trio.sleep(LEFTOVERS_PAUSE)
-                    for guard in life.guards:
-                        guard.strike_leftovers()
+            await life.gone.wait()
         if life.gone.is_set():
             return True
         life.unjoinable = True
-        await self._wiring.shell.ask(
-            AbortPending(life.info.id, _running_in(life)), timeout=math.inf
-        )
+        error = _given_up(life.guards.closed or reason, life.info)
+        await self._shell.ask(GiveUp(life.info.id, error), timeout=math.inf)
         return False
+
+    async def _end_what_runs(self, life: SubshellLife, reason: EndReason) -> None:
+        """Climb the ladder until the subshell has gone.
+
+        Nothing else starts, as the guards are closed; but what the author's code does when its
+        subshell ends may take a while, too.
+        """
+        async with move_on_when(life.gone.wait):
+            async with trio.open_nursery() as nursery:
+                for guard in life.guards:
+                    end = partial(end_cell, deadline=math.inf)
+                    nursery.start_soon(end, guard, guard.generation, reason)
+            pause = LEFTOVERS_PAUSE
+            while True:  # what its cells have left computing keeps its loop from ending
+                await trio.sleep(pause)
+                pause = min(1.1 * pause, LONGEST_PAUSE)
+                for guard in life.guards:
+                    guard.strike_leftovers()
 
     # ---------------------------------------------------------------------- interrupt, deadlines
 
@@ -381,14 +408,25 @@ class ControlHandler(Actor):
                 f"{interrupt.timeout:g} s: it is in a call that can't be interrupted"
             )
 
-    async def _end_in_time(self, guard: CellGuard, generation: int, timeout: float) -> None:
+    async def _end_in_time(self, deadline: WatchDeadline) -> None:
+        guard, generation = deadline.guard, deadline.generation
         ended = guard.watch(generation)
         if ended is None:
             return
-        with trio.move_on_after(timeout):
+        with trio.move_on_after(deadline.timeout):
             await ended.wait()
             return
-        await end_cell(guard, generation, EndReason.TIMED_OUT, deadline=math.inf)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up_in_time, deadline)
+            await end_cell(guard, generation, EndReason.TIMED_OUT, deadline=math.inf)
+            nursery.cancel_scope.cancel()
+
+    async def _give_up_in_time(self, deadline: WatchDeadline) -> None:
+        await trio.sleep(deadline.give_up_after)
+        error = _given_up(EndReason.TIMED_OUT, deadline.subshell, deadline)
+        give_up = GiveUp(deadline.subshell.id, error, deadline.key)
+        if await self._shell.ask(give_up, timeout=math.inf):
+            _log.warning("%s: %s", error["ename"], error["evalue"])
 
     # --------------------------------------------------------------------------------- shutdown
 
@@ -399,11 +437,12 @@ class ControlHandler(Actor):
         """
         if not self._shutting_down:
             self._shutting_down = True
-            self._nursery.start_soon(self._end_all, timeout, failed)
+            self._failed = failed
+            self._nursery.start_soon(self._end_all, timeout)
         await self._ended.wait()
 
-    async def _end_all(self, timeout: float, failed: bool) -> None:
-        reason = EndReason.DIED if failed else EndReason.SHUTDOWN
+    async def _end_all(self, timeout: float) -> None:
+        reason = EndReason.DIED if self._failed else EndReason.SHUTDOWN
         with trio.move_on_after(timeout):
             await self._adopted.wait()  # what was sent before that is to be answered, too
         joined = [self._adopted.is_set()]
@@ -414,13 +453,18 @@ class ControlHandler(Actor):
         async with trio.open_nursery() as nursery:
             for life in list(self._lives.values()):
                 nursery.start_soon(end, life)
+        if not self._adopted.is_set():  # the shell channel keeps what was asked of the main shell
+            await self._shell.ask(
+                GiveUp(None, _given_up(reason, SubshellInfo(None))), timeout=math.inf
+            )
         if not all(joined):
             names = ", ".join(life.info.name for life in self._lives.values()) or "main"
             _log.error("the kernel shuts down although these can't be ended: %s", names)
-            self._nursery.start_soon(self._on_unjoinable, int(failed))
+            self._answer_what_is_left(but="shutdown_request")
+            self._nursery.start_soon(self._on_unjoinable, int(self._failed))
         self._ended.set()
 
-    async def _end_after_failure(self) -> None:
+    async def _end_after_failure(self, failure: BaseException | None) -> None:
         """The kernel ends, but not by a shutdown: an actor has failed, perhaps this one.
 
         The task that has been watching over the subshells is gone by now.
@@ -431,7 +475,7 @@ class ControlHandler(Actor):
             if life.guards.closed is None:
                 life.guards.close(EndReason.DIED)
             with suppress(ActorTerminated):
-                await self._wiring.shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+                await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
             life.ref.cancel()
             with trio.move_on_after(SHUTDOWN_TIMEOUT) as deadline:
                 async with move_on_when(life.ref.watch), trio.open_nursery() as nursery:
@@ -439,21 +483,47 @@ class ControlHandler(Actor):
                         again = partial(end_cell, deadline=SHUTDOWN_TIMEOUT)
                         nursery.start_soon(again, guard, guard.generation, EndReason.DIED)
                     await trio.sleep_forever()
+            last: AbortPending | GiveUp = AbortPending(life.info.id)
             if deadline.cancelled_caught:
                 stuck.append(life.info.name)
-            keep = _running_in(life) if deadline.cancelled_caught else frozenset[int]()
+                last = GiveUp(life.info.id, _given_up(EndReason.DIED, life.info))
             with suppress(ActorTerminated):
-                await self._wiring.shell.ask(AbortPending(life.info.id, keep), timeout=math.inf)
+                await self._shell.ask(last, timeout=math.inf)
 
         async with trio.open_nursery() as nursery:
             for life in self._lives.values():
                 nursery.start_soon(end, life)
+        self._answer_what_is_left(failure)
         if stuck:
             _log.error("the kernel has failed, and these can't be ended: %s", ", ".join(stuck))
             await self._on_unjoinable(1)
 
 
-def _running_in(life: SubshellLife) -> frozenset[int]:
-    """The keys of the `Work` that a subshell is serving."""
-    running = [guard.running for guard in life.guards]
-    return frozenset(key for key in running if isinstance(key, int))
+def _given_up(
+    reason: EndReason, subshell: SubshellInfo, deadline: WatchDeadline | None = None
+) -> dict[str, Any]:
+    """What the reply says of a cell that can't be ended."""
+    shell = "the main shell" if subshell.is_main else f"subshell {subshell.name}"
+    match reason:
+        case EndReason.TIMED_OUT if deadline is not None:
+            ran = deadline.timeout + deadline.give_up_after
+            evalue = (
+                f"the cell's timeout was {deadline.timeout:g} s, and after {ran:g} s it could not "
+                f"be ended: {_NO_RETURN}. Until then {shell} stays occupied, and refuses requests"
+            )
+        case EndReason.DELETED:
+            evalue = (
+                f"{shell} was deleted while it ran the cell, which can't be ended: {_NO_RETURN}. "
+                "Then the subshell is joined"
+            )
+        case EndReason.SHUTDOWN:
+            evalue = (
+                "the kernel was shut down while it ran the cell, which can't be ended: "
+                f"{_NO_RETURN}, or its process ends"
+            )
+        case _:
+            evalue = (
+                "the kernel has failed while it ran the cell, which can't be ended: "
+                f"{_NO_RETURN}, or its process ends"
+            )
+    return error_content(reason.value, evalue, [f"{reason.value}: {evalue}"])

@@ -36,7 +36,7 @@ from ._faults import ends_the_kernel
 from ._iopub import IOPub
 from ._kernel import Kernel
 from ._ladder import SHUTDOWN_TIMEOUT
-from ._messages import FlushLater, IOParts, Shutdown, WhatIsThere
+from ._messages import FlushLater, IOParts, Meet, Shutdown, WhatIsThere
 from ._output import OutputPort
 from ._shell import ShellChannel
 from ._stdin import StdinChannel
@@ -206,6 +206,7 @@ class IOThread(Actor):
             # Answers are as many as the requests that are pending, and those are bounded.
             capacity=math.inf,
         )
+        await control.tell(Meet(shell))
         return IOParts(
             {channel: urls[channel] for channel in CHANNELS if channel in urls},
             sockets.iopub.publisher_url,

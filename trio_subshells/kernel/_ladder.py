@@ -5,7 +5,8 @@
 2. `KeyboardInterrupt` is raised where the cell computes: ends what computes in Python.
 3. Firmly: what the cell has shielded is cancelled, and where it catches `KeyboardInterrupt`, it is
    struck again. Before that it has a *grace*.
-4. It is still there at the deadline (a call into C that doesn't return): that is reported.
+4. It is still there at the deadline (a call into C that doesn't return): that is reported, and its
+   request is answered on its behalf (see `_pending`). The ladder goes on, in case it returns.
 
 It runs in the kernel's I/O thread, never in the cell's.
 """
@@ -39,6 +40,9 @@ SHORT_GRACE: Final = 0.06
 
 DELETE_TIMEOUT: Final = 5.0
 """Seconds that a busy subshell has to end, unless the request says otherwise (``timeout``)."""
+GIVE_UP_AFTER: Final = 5.0
+"""Seconds that a cell has to end after its timeout, unless its request says otherwise
+(``give_up_after``). Then its request is answered without it."""
 INTERRUPT_TIMEOUT: Final = 5.0
 """Seconds after which an interrupt that had no effect is reported as such."""
 SHUTDOWN_TIMEOUT: Final = 2.0

@@ -3,14 +3,16 @@
 Who understands what::
 
     client ──frames──▶ shell channel ──Work──▶ subshell ──Answer──▶ shell channel ──frames──▶ client
-    client ──frames──▶ control handler ──AddRoute, RemoveRoute, AbortPending──▶ shell channel
+    client ──frames──▶ control handler ──AddRoute, RemoveRoute, AbortPending,
+                                  GiveUp──▶ shell channel
     subshell ──Prompt──▶ stdin channel
     subshell ──FlushLater──▶ iopub
-    subshell ──Dropped──▶ shell channel
+    subshell ──Dropped, Returned──▶ shell channel
     subshell handle ──Submit──▶ shell channel
     subshell handle ──Create, Delete, Interrupt──▶ control handler
     control handler ──Spawn──▶ nest
     open_kernel ──WhatIsThere──▶ I/O thread; ──Adopt, Shutdown──▶ control handler
+    I/O thread ──Meet──▶ control handler
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
     from ._guard import CellGuard
     from ._life import SubshellLife
     from ._output import OutputPort
+    from ._pending import AnswerRight
     from ._subshell import Subshell
+    from ._types import SubshellInfo
     from ._wiring import Wiring
 
 
@@ -91,12 +95,14 @@ class Work:
         key: the shell channel's own number for it.
         request: what was received, or made by a handle.
         output_parent: whose child its output is; usually the request itself.
+        right: to answer it.
         internal: the answer goes to a handle in this process.
     """
 
     key: int
     request: Envelope | Message
     output_parent: Header
+    right: AnswerRight
     internal: bool = False
 
 
@@ -166,15 +172,33 @@ class RemoveRoute:
 
 @attrs.frozen
 class AbortPending:
-    """Asked by the control handler: answer all that this subshell hasn't answered with ``aborted``.
+    """Asked by the control handler: a subshell has ended, and what it has left is aborted."""
+
+    subshell_id: str | None
+
+
+@attrs.frozen
+class GiveUp:
+    """Asked by the control handler: answer for a subshell that is stuck in what can't be ended.
 
     Attributes:
-        subshell_id: of the subshell, which takes no requests any more.
-        keep: the keys of the `Work` that it may still finish itself, as it is stuck in it.
+        subshell_id: of the subshell.
+        error: the content of the reply to what it is serving; what it has queued is aborted.
+        key: of the `Work` that is given up, if the subshell is to go on when that returns; None:
+            it is to end.
     """
 
     subshell_id: str | None
-    keep: frozenset[int] = frozenset()
+    error: dict[str, Any]
+    key: int | None = None
+
+
+@attrs.frozen
+class Returned:
+    """Told by a subshell: what was given up has returned after all. A `ThatIsAll` is the answer."""
+
+    subshell_id: str | None
+    key: int
 
 
 @attrs.frozen
@@ -196,6 +220,13 @@ class Adopt:
 
     life: SubshellLife
     wiring: Wiring
+
+
+@attrs.frozen
+class Meet:
+    """Told once, by the I/O thread: this is the shell channel, which was started later."""
+
+    shell: ActorRef
 
 
 @attrs.frozen
@@ -233,11 +264,23 @@ class Interrupt:
 
 @attrs.frozen
 class WatchDeadline:
-    """Told by a subshell that has begun to execute a cell with a timeout, in seconds."""
+    """Told by a subshell that has begun to execute a cell with a timeout.
 
+    Attributes:
+        subshell: which one.
+        guard: of the cell.
+        generation: of the cell.
+        key: of its `Work`.
+        timeout: seconds after which it is to be ended.
+        give_up_after: seconds after that, in which it has to have ended, or else is given up.
+    """
+
+    subshell: SubshellInfo
     guard: CellGuard
     generation: int
+    key: int
     timeout: float
+    give_up_after: float
 
 
 @attrs.frozen

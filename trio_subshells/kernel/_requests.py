@@ -14,6 +14,7 @@ import attrs
 
 from ..wire import MalformedMessage, MalformedReason, Message
 from ._kernel import Kernel
+from ._ladder import GIVE_UP_AFTER
 from ._types import (
     CommMessage,
     CompleteRequest,
@@ -45,18 +46,27 @@ def read_execute(message: Message) -> dict[str, Any]:
     }
 
 
-def read_timeout(message: Message) -> float | None:
-    """The deadline that a client sets for a cell: ``metadata: {"timeout": seconds}``."""
-    timeout = message.metadata.get("timeout")
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+def read_timeout(message: Message) -> tuple[float, float] | None:
+    """The deadline that a client sets for a cell: ``metadata: {"timeout": seconds}``.
+
+    With it, the seconds after which it is given up if it can't be ended: ``give_up_after``.
+    """
+    timeout = _seconds(message, "timeout", None)
+    give_up_after = _seconds(message, "give_up_after", GIVE_UP_AFTER)
+    return None if timeout is None or give_up_after is None else (timeout, give_up_after)
+
+
+def _seconds(message: Message, field: str, default: float | None) -> float | None:
+    seconds = message.metadata.get(field)
+    if seconds is None:
+        return default
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
         raise MalformedMessage(
             MalformedReason.BAD_METADATA,
-            f"the metadata's field 'timeout' must be a positive number of seconds, not {timeout!r}",
+            f"the metadata's field {field!r} must be a positive number of seconds, not {seconds!r}",
             message.header,
         )
-    return float(timeout)
+    return float(seconds)
 
 
 def read_comm(info: SubshellInfo, state: Any, message: Message) -> CommMessage:

@@ -26,7 +26,7 @@ from ..wire import ConnectionInfo, Header, WireSession
 from ._drops import DropCount
 from ._errors import UnknownSubshell
 from ._guard import protected
-from ._ladder import DELETE_TIMEOUT, INTERRUPT_TIMEOUT
+from ._ladder import DELETE_TIMEOUT, GIVE_UP_AFTER, INTERRUPT_TIMEOUT
 from ._life import SubshellLife, SubshellState, SubshellStatistics
 from ._messages import (
     CountDrops,
@@ -221,6 +221,7 @@ class SubshellHandle:
         code: str,
         *,
         timeout: float | None = None,
+        give_up_after: float = GIVE_UP_AFTER,
         silent: bool = False,
         store_history: bool = True,
         user_expressions: Mapping[str, str] | None = None,
@@ -235,6 +236,9 @@ class SubshellHandle:
             code: what to execute.
             timeout: seconds after which the cell is ended; the reply is then an error,
                 ``CellTimeout``.
+            give_up_after: seconds after that, in which it has to have ended. If it can't be, as it
+                is in a call into C, the reply is that error without it; until the call returns, the
+                replies to whatever else is asked here are errors, ``ShellOccupied``.
             silent: publish nothing.
             store_history: let it count.
             user_expressions: what to evaluate afterwards, by name.
@@ -242,6 +246,10 @@ class SubshellHandle:
         """
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        if not give_up_after > 0:
+            raise ValueError(
+                f"give_up_after must be a positive number of seconds, not {give_up_after!r}"
+            )
         request = self._kernel._session.message(
             "execute_request",
             {
@@ -252,7 +260,9 @@ class SubshellHandle:
                 "allow_stdin": False,
                 "stop_on_error": stop_on_error,
             },
-            metadata={} if timeout is None else {"timeout": timeout},
+            metadata=(
+                {} if timeout is None else {"timeout": timeout, "give_up_after": give_up_after}
+            ),
             subshell_id=self.id,
         )
         content = await self._kernel._ask(

@@ -2,7 +2,8 @@
 
 It owns the shell ROUTER, the routes (which subshell has which id), and the *pending table*: every
 request that it has passed on and that is unanswered. So there is one place that knows what is owed,
-and to whom: when a subshell ends, what is left in the table is answered on its behalf.
+and to whom: when a subshell ends, or can't be ended, what is left in the table is answered on its
+behalf (`_pending` tells who may answer when several could).
 
 It reads headers only; the rest of a request is read by the subshell it is for. It never runs a
 kernel author's code and never waits for a subshell, so nothing that a cell does can hold it up. For
@@ -15,9 +16,9 @@ the first cell may be here 200 ms before the subscription that is to bring its o
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -32,7 +33,6 @@ from ._channels import (
     REQUEST_TYPES,
     ClientSocket,
     error_content,
-    reply_type,
     shown,
     unknown_type,
 )
@@ -46,8 +46,10 @@ from ._messages import (
     AwaitSubscriber,
     CountDrops,
     Dropped,
+    GiveUp,
     Leave,
     RemoveRoute,
+    Returned,
     Shutdown,
     Submit,
     TakeWhatIsThere,
@@ -55,6 +57,7 @@ from ._messages import (
     Work,
 )
 from ._output import OutputPort
+from ._pending import PendingRequest, PendingTable, Stage
 
 _log = logging.getLogger("trio_subshells.kernel")
 
@@ -76,18 +79,17 @@ LAST_ANSWERS: Final = SHUTDOWN_TIMEOUT + 1
 class _Queue:
     """What waits in one subshell, or is being served there."""
 
-    pending: dict[int, _Pending] = attrs.field(factory=dict)
+    pending: dict[int, PendingRequest] = attrs.field(factory=dict)
     size: int = 0  # in bytes
+    occupied: _Occupied | None = None
 
 
 @attrs.frozen
-class _Pending:
-    """A request, or a comm message, that a subshell has yet to serve."""
+class _Occupied:
+    """A cell that was given up, as it can't be ended, but that still occupies its shell."""
 
     key: int
-    size: int  # in bytes
-    request: Envelope | Message
-    letter: Letter | None  # who asked, if it was a handle in this process
+    since: float  # by time.monotonic
 
 
 class ShellChannel(Actor):
@@ -116,7 +118,6 @@ class ShellChannel(Actor):
         control: ActorRef,
         iopub: ActorRef,
     ) -> None:
-        self._session = session
         self._clients = clients
         self._drops = drops
         self._output = output
@@ -124,10 +125,9 @@ class ShellChannel(Actor):
         self._subshells = subshells
         self._control = control
         self._iopub = iopub
-        self._keys = itertools.count(1)
+        self._table = PendingTable(session, clients, output)
         self._routes: dict[str | None, ActorRef] = {}
         self._queues: dict[str | None, _Queue] = {}
-        self._subshell_of: dict[int, str | None] = {}
         self._early: list[Work] = []
         self._started = False  # the main shell is, or was, there
         self._heard = False  # somebody listens on iopub, or nobody is expected to
@@ -146,7 +146,7 @@ class ShellChannel(Actor):
             failed = True
             raise
         finally:
-            if failed or self._subshell_of:
+            if failed or self._table:
                 await self._answer_last(mailbox)
 
     async def _answer_last(self, mailbox: Mailbox) -> None:
@@ -165,25 +165,24 @@ class ShellChannel(Actor):
                     )
                 self._routes.clear()
                 self._started = True
-                self._take_what_is_there(None, nursery)
+                self._take_what_is_there(nursery)
                 nursery.cancel_scope.cancel()
-        for key in list(self._subshell_of):
-            pending = self._forget(key)
-            content = error_content("KernelDied", "the kernel has ended before this was answered")
-            if pending is None or pending.request.header.msg_type in COMM_TYPES:
-                continue
-            if pending.letter is not None:
-                pending.letter.reply(content)
-            else:
-                self._send(pending.request, content)
+        with suppress(trio.WouldBlock):
+            while True:
+                self._handle_last(mailbox.receive_nowait())
+        content = error_content("KernelDied", "the kernel has ended before this was answered")
+        for pending in self._table:
+            self._answer_left(pending, content)
 
     def _handle_last(self, letter: Letter) -> None:
         match letter.message:
             case Answer() as answer:
                 self._answer(answer)
-            case AbortPending(subshell_id, keep):
-                letter.reply(self._abort(subshell_id, keep))
-            case TakeWhatIsThere(subshell_id):
+            case AbortPending(subshell_id):
+                letter.reply(self._abort(subshell_id))
+            case GiveUp() as give_up:
+                letter.reply(self._give_up(give_up))
+            case Returned(subshell_id) | TakeWhatIsThere(subshell_id):
                 self._tell(subshell_id, ThatIsAll())
             case Submit():
                 letter.reply(unknown_subshell(None))
@@ -205,11 +204,18 @@ class ShellChannel(Actor):
             case RemoveRoute(subshell_id):
                 self._routes.pop(subshell_id, None)
                 letter.reply()
-            case AbortPending(subshell_id, keep):
-                letter.reply(self._abort(subshell_id, keep))
+            case AbortPending(subshell_id):
+                letter.reply(self._abort(subshell_id))
+            case GiveUp() as give_up:
+                if give_up.key is not None and self._clients.verifying is None:
+                    self._take_what_is_there(nursery)  # what was sent before the error is known
+                letter.reply(self._give_up(give_up))
+            case Returned(subshell_id, key):
+                self._have_back(subshell_id, key)
             case TakeWhatIsThere(subshell_id):
                 if self._clients.verifying is None:
-                    self._take_what_is_there(subshell_id, nursery)
+                    self._take_what_is_there(nursery)
+                    self._tell(subshell_id, ThatIsAll())
                 else:
                     nursery.start_soon(
                         self._take_after, self._clients.verifying, subshell_id, nursery
@@ -259,13 +265,13 @@ class ShellChannel(Actor):
         while verifying is not None:
             await verifying.wait()
             verifying = self._clients.verifying
-        self._take_what_is_there(subshell_id, nursery)
+        self._take_what_is_there(nursery)
+        self._tell(subshell_id, ThatIsAll())
 
-    def _take_what_is_there(self, subshell_id: str | None, nursery: trio.Nursery) -> None:
+    def _take_what_is_there(self, nursery: trio.Nursery) -> None:
         with suppress(trio.WouldBlock):
             while True:
                 self._take(self._clients.receive_nowait(), nursery)
-        self._tell(subshell_id, ThatIsAll())
 
     def _take(self, envelope: Envelope, nursery: trio.Nursery) -> None:
         msg_type = envelope.header.msg_type
@@ -276,7 +282,7 @@ class ShellChannel(Actor):
         elif msg_type == "shutdown_request":
             nursery.start_soon(self._shut_down, envelope)
         else:
-            self._serve_here(envelope, unknown_type(msg_type, "shell"))
+            self._table.answer_here(envelope, unknown_type(msg_type, "shell"))
 
     def _serve_known(self, request: Envelope) -> None:
         content = self._known[request.header.msg_type]
@@ -287,35 +293,41 @@ class ShellChannel(Actor):
         else:
             if subshell_id is not None and subshell_id not in self._routes:
                 content = unknown_subshell(subshell_id)
-        self._serve_here(request, content)
+        self._table.answer_here(request, content)
 
     def _pass_on(
         self, request: Envelope | Message, output_parent: Header, letter: Letter | None
     ) -> None:
         """Hand a request to its subshell; what can't be handed on is answered here."""
+
+        def refuse(content: dict[str, Any]) -> None:
+            self._table.answer_here(request, content, letter)
+
         try:
             subshell_id = self._subshell_named_in(request)
         except MalformedMessage as error:
-            self._refuse(request, letter, error_content("MalformedMessage", str(error)))
+            refuse(error_content("MalformedMessage", str(error)))
             return
         subshell = self._routes.get(subshell_id)
         if subshell is None and (subshell_id is not None or self._started):
-            self._refuse(request, letter, unknown_subshell(subshell_id))
+            refuse(unknown_subshell(subshell_id))
             return
         queue = self._queues.setdefault(subshell_id, _Queue())
-        if len(queue.pending) >= MOST_PENDING or queue.size >= MOST_PENDING_BYTES:
-            if request.header.msg_type in COMM_TYPES:
-                self._clients.drop(DropReason.TOO_MANY, _too_many(subshell_id, queue))
-            self._refuse(
-                request, letter, error_content("TooManyRequests", _too_many(subshell_id, queue))
-            )
+        is_comm = request.header.msg_type in COMM_TYPES
+        if queue.occupied is not None and not is_comm:
+            refuse(_shell_occupied(subshell_id, queue.occupied))
             return
-        key = next(self._keys)
-        size = request.size if isinstance(request, Envelope) else 0
-        queue.pending[key] = _Pending(key, size, request, letter)
-        queue.size += size
-        self._subshell_of[key] = subshell_id
-        work = Work(key, request, output_parent, internal=letter is not None)
+        if len(queue.pending) >= MOST_PENDING or queue.size >= MOST_PENDING_BYTES:
+            if is_comm:
+                self._clients.drop(DropReason.TOO_MANY, _too_many(subshell_id, queue))
+            refuse(error_content("TooManyRequests", _too_many(subshell_id, queue)))
+            return
+        pending = self._table.enter(
+            request, output_parent=output_parent, subshell_id=subshell_id, letter=letter
+        )
+        queue.pending[pending.key] = pending
+        queue.size += pending.size
+        work = Work(pending.key, request, output_parent, pending.right, internal=letter is not None)
         if subshell_id is None and self._is_early(work):
             self._early.append(work)
             return
@@ -323,8 +335,8 @@ class ShellChannel(Actor):
         try:
             subshell.tell_nowait(work)
         except ActorTerminated:
-            self._forget(key)
-            self._refuse(request, letter, unknown_subshell(subshell_id))
+            self._dequeue(pending)
+            self._table.answer_unbegun(pending, unknown_subshell(subshell_id))
 
     def _subshell_named_in(self, request: Envelope | Message) -> str | None:
         """Which subshell a request is for: its header says so, or its content (JEP 91).
@@ -342,78 +354,111 @@ class ShellChannel(Actor):
             request = request.open()
         return request.field("subshell_id", str, None)
 
-    def _refuse(
-        self, request: Envelope | Message, letter: Letter | None, content: dict[str, Any]
-    ) -> None:
-        if letter is not None:
-            letter.reply(content)
-        else:
-            self._serve_here(request, content)
-
-    def _serve_here(self, request: Envelope | Message, content: dict[str, Any]) -> None:
-        """Answer a request at once, between busy and idle."""
-        self._output.status("busy", request.header)
-        if request.header.msg_type not in COMM_TYPES:
-            self._send(request, content)
-        self._output.status("idle", request.header)
-
     async def _shut_down(self, request: Envelope) -> None:
         """Serve the ``shutdown_request`` of a client older than protocol 5.4."""
         try:
             restart = request.open().field("restart", bool, False)
         except MalformedMessage as error:
-            self._serve_here(request, error_content("MalformedMessage", error.detail))
+            self._table.answer_here(request, error_content("MalformedMessage", error.detail))
             return
+        pending = self._table.enter(request)
+        pending.right.begin()
         self._output.status("busy", request.header)
+        pending.right.begun()
         with suppress(ActorTerminated):  # then it has failed, and the kernel ends as well
             await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=10 * SHUTDOWN_TIMEOUT)
-            self._send(request, {"status": "ok", "restart": restart})
-            self._output.status("idle", request.header)
+            self._table.answer_begun(pending, {"status": "ok", "restart": restart})
             await self._control.tell(Leave())
 
     # ------------------------------------------------------------------------ answers to clients
 
     def _answer(self, answer: Answer) -> None:
-        pending = self._forget(answer.key)
+        """Pass on what a subshell says; it had the right to, or it wouldn't have said it."""
+        pending = self._table.strike_off(answer.key)
         if pending is None:
-            return  # its subshell was given up, and the request answered on its behalf
+            return  # it has died before it came to that, and was answered for
+        self._dequeue(pending)
         if pending.letter is not None:
             pending.letter.reply(answer.content)
         elif answer.frames is not None:
             self._clients.send(answer.frames)
 
-    def _abort(self, subshell_id: str | None, keep: frozenset[int]) -> int:
-        """Answer what a subshell won't answer any more; returns how many requests that were."""
-        queue = self._queues.get(subshell_id, _Queue())
-        keys = [key for key in queue.pending if key not in keep]
-        for key in keys:
-            pending = self._forget(key)
-            if pending is not None:
-                content: dict[str, Any] = {"status": "aborted"}
-                if pending.request.header.msg_type == "execute_request":
-                    content["execution_count"] = 0
-                self._refuse(pending.request, pending.letter, content)
-        if not queue.pending:
-            self._queues.pop(subshell_id, None)
-        return len(keys)
+    def _abort(self, subshell_id: str | None) -> int:
+        """Answer all that a subshell has left, which has ended; returns how many requests."""
+        queue = self._queues.pop(subshell_id, _Queue())
+        for pending in queue.pending.values():
+            self._answer_left(pending, aborted(pending))
+        return len(queue.pending)
 
-    def _forget(self, key: int) -> _Pending | None:
-        if key not in self._subshell_of:
-            return None
-        queue = self._queues[self._subshell_of.pop(key)]
-        pending = queue.pending.pop(key)
-        queue.size -= pending.size
-        return pending
+    def _answer_left(self, pending: PendingRequest, content: dict[str, Any]) -> None:
+        """Answer what nobody else will, whatever has become of it."""
+        self._answer_for(pending, content, content)
+        if pending.right.settle():  # who was about to say busy is no more
+            self._table.answer_begun(pending, content)
+        elif self._table.strike_off(pending.key) is not None:  # who had the right is no more
+            self._table.reply(pending.request, content, pending.letter)
 
-    def _send(self, request: Envelope | Message, content: dict[str, Any]) -> None:
-        self._clients.send(
-            self._session.serialize(
-                reply_type(request.header.msg_type),
-                content,
-                parent=request,
-                idents=request.idents,
-            )
-        )
+    def _give_up(self, give_up: GiveUp) -> bool:
+        """Answer for a subshell that is stuck; returns whether what it runs was answered so."""
+        queue = self._queues.get(give_up.subshell_id, _Queue())
+        if give_up.key is None:
+            answered = [self._answer_for(each, give_up.error) for each in _all(queue)]
+            return any(answered)
+        pending = queue.pending.get(give_up.key)
+        if pending is None or not self._answer_for(pending, give_up.error):
+            return False  # it has just ended
+        # The shell works again once the call returns; but nobody waits for that without knowing.
+        queue.occupied = _Occupied(give_up.key, time.monotonic())
+        occupied = _shell_occupied(give_up.subshell_id, queue.occupied)
+        execution = pending.right.execution
+        for each in _all(queue):
+            if not each.is_comm:
+                executes = each.msg_type == "execute_request"
+                stop = executes and execution is not None and execution.stop_on_error
+                self._answer_for(each, occupied, None if stop else occupied)
+        return True
+
+    def _answer_for(
+        self,
+        pending: PendingRequest,
+        error: dict[str, Any],
+        waiting: dict[str, Any] | None = None,
+    ) -> bool:
+        """Answer on behalf of a subshell; returns whether it was serving that, and not yet done.
+
+        Args:
+            pending: what is to be answered, unless the subshell is about to do it.
+            error: what is said of it if it is being served.
+            waiting: what is said of it if it waits; None for ``aborted``.
+        """
+        stage = self._table.give_up(pending, error, waiting or aborted(pending))
+        if stage is not None:
+            self._dequeue(pending)
+        return stage is Stage.SERVED
+
+    def _have_back(self, subshell_id: str | None, key: int) -> None:
+        """The call of a cell that was given up has returned."""
+        queue = self._queues.get(subshell_id)
+        if queue is not None and queue.occupied is not None and queue.occupied.key == key:
+            queue.occupied = None
+        self._tell(subshell_id, ThatIsAll())
+
+    def _dequeue(self, pending: PendingRequest) -> None:
+        queue = self._queues.get(pending.subshell_id)
+        if queue is not None and queue.pending.pop(pending.key, None) is not None:
+            queue.size -= pending.size
+
+
+def _all(queue: _Queue) -> list[PendingRequest]:
+    return list(queue.pending.values())
+
+
+def aborted(pending: PendingRequest) -> dict[str, Any]:
+    """The answer to what will not be served."""
+    content: dict[str, Any] = {"status": "aborted"}
+    if pending.msg_type == "execute_request":
+        content["execution_count"] = 0
+    return content
 
 
 def unknown_subshell(subshell_id: str | None) -> dict[str, Any]:
@@ -431,4 +476,14 @@ def _too_many(subshell_id: str | None, queue: _Queue) -> str:
     return (
         f"{len(queue.pending)} messages of {queue.size / 1e6:.1f} MB wait in "
         f"{subshell_id or 'the main shell'} already"
+    )
+
+
+def _shell_occupied(subshell_id: str | None, occupied: _Occupied) -> dict[str, Any]:
+    shell = "the main shell" if subshell_id is None else f"subshell {subshell_id}"
+    return error_content(
+        "ShellOccupied",
+        f"{shell} is occupied by a cell that can't be ended: it was given up "
+        f"{time.monotonic() - occupied.since:.1f} s ago, and is in a call that has not returned. "
+        "Requests are served here again when it has; use another subshell, or restart the kernel",
     )

@@ -11,6 +11,9 @@ is ended by cancelling its actor; what it was running then gets an error reply f
 queued is answered by the shell channel. It may also die by itself, of what the author's
 `Kernel.subshell` raises, say. Then, too, what it was running gets its error reply from here, as
 soon as it is known what it has died of.
+
+What can't be ended in time is answered by the shell channel (`_pending`). If it returns after all,
+nothing more is said of it.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ import trio
 
 from ..actors import Actor, ActorTerminated, Letter, Mailbox
 from ..sockets import open_publisher
-from ..wire import EncodeError, Header, MalformedMessage, Message
+from ..wire import EncodeError, MalformedMessage, Message
 from ._cell import Cell
 from ._channels import COMM_TYPES, error_content, reply_type
 from ._errors import named, text_of
@@ -43,12 +46,14 @@ from ._messages import (
     Answer,
     AreYouReady,
     Dropped,
+    Returned,
     TakeWhatIsThere,
     ThatIsAll,
     WatchDeadline,
     Work,
 )
 from ._output import OutputPort
+from ._pending import Execution
 from ._raisers import without_our_frames
 from ._requests import look_up, read_comm, read_execute, read_timeout
 from ._stdin import Prompter
@@ -71,7 +76,8 @@ class _Serving:
 
     work: Work
     cell: Cell | None = None
-    answered: bool = False
+    stop_on_error: bool = False
+    settled: bool = False  # the right to answer has been taken here
 
 
 @attrs.frozen
@@ -114,7 +120,7 @@ class Subshell(Actor):
         self._comms_wait = trio.lowlevel.ParkingLot()
         self._comms_taken = self._comms_served = 0
         self._serving: _Serving | None = None
-        self._comm_served: Header | None = None
+        self._comm_served: Work | None = None
         self._all_is_there = trio.Event()
         self._count = 0
         self._executed: deque[HistoryEntry] = deque(maxlen=LONGEST_HISTORY)
@@ -163,16 +169,18 @@ class Subshell(Actor):
         cause = without_cancelled(error)
         if self._serving is not None:
             work = self._serving.work
-            if not self._serving.answered:
+            if work.right.settle():
+                self._serving.settled = True
                 if cause is None and not _loop_has_crashed():
                     content = self._ended_content(CellEnded(self._why_ended()), None, 0)
                 else:
                     content = self._died_content(cause)
                 self._publish_error(content)
                 self._answer(work, content)
-            self._output.status("idle", work.request.header)
-        if self._comm_served is not None:
-            self._output.status("idle", self._comm_served)
+            if self._serving.settled:
+                self._output.status("idle", work.request.header)
+        if self._comm_served is not None and self._comm_served.right.settle():
+            self._output.status("idle", self._comm_served.request.header)
 
     def _died_content(self, cause: BaseException | None) -> dict[str, Any]:
         ename = "KernelDied" if self._info.is_main else "SubshellDied"
@@ -216,67 +224,83 @@ class Subshell(Actor):
             with trio.move_on_after(COMM_PATIENCE):
                 while queued.comms_before > self._comms_served:
                     await self._requests_wait.park()
-            work = self._backlog.popleft().work
-            header = work.request.header
-            self._serving = _Serving(work)
-            self._output.status("busy", header)
-            to_abort = await self._serve_one(work)  # if this raises, _answer_last does the rest
-            self._output.status("idle", header)
-            self._serving = None
-            for aborted in to_abort:
-                self._output.status("busy", aborted.request.header)
-                self._answer(aborted, {"status": "aborted"})
-                self._output.status("idle", aborted.request.header)
+            await self._serve_one(self._backlog.popleft().work)
             await trio.lowlevel.checkpoint()
 
-    async def _serve_one(self, work: Work) -> list[Work]:
-        """Serve and answer; returns what of the queue is to be aborted after it."""
-        stop_on_error = False
+    async def _serve_one(self, work: Work) -> None:
+        """Serve and answer, unless it has been answered on our behalf before or meanwhile."""
+        if not work.right.begin():
+            return
+        header = work.request.header
+        self._serving = serving = _Serving(work)
+        self._output.status("busy", header)
+        work.right.begun()
         started = datetime.now(UTC).isoformat()
-        content: dict[str, Any]
+        content = await self._served(serving)  # if this raises, _answer_last does the rest
+        if not work.right.settle():
+            self._serving = None
+            await self._ask_shell(Returned(self._info.id, work.key))
+            return
+        serving.settled = True
+        to_abort: list[Work] = []
+        self._publish_error(content)
+        try:
+            if serving.stop_on_error and content["status"] == "error":
+                # What is sent once the error is known is sent in spite of it: so this must be
+                # settled before the answer goes out.
+                to_abort = await self._take_queued_executes()
+        finally:
+            self._answer(work, content, started)
+            self._output.status("idle", header)
+            self._serving = None
+        for each in to_abort:
+            self._abort(each)
+
+    def _abort(self, work: Work) -> None:
+        """Answer what won't be served."""
+        if not work.right.begin():
+            return
+        self._output.status("busy", work.request.header)
+        if work.right.settle():
+            self._answer(work, {"status": "aborted"})
+            self._output.status("idle", work.request.header)
+
+    async def _served(self, serving: _Serving) -> dict[str, Any]:
+        """Serve a request; returns the content of its reply."""
+        work = serving.work
         try:
             message = work.request if isinstance(work.request, Message) else work.request.open()
             if message.header.msg_type == "execute_request":
-                stop_on_error = message.field("stop_on_error", bool, True)
-                content = await self._execute(work, message)
-            else:
-                content = await self._guard.run(
-                    lambda: look_up(self._kernel, self._info, self._state, self._executed, message),
-                    what=work.key,
-                    raiser=self._raiser,
-                )
+                serving.stop_on_error = message.field("stop_on_error", bool, True)
+                return await self._execute(serving, message)
+            return await self._guard.run(
+                lambda: look_up(self._kernel, self._info, self._state, self._executed, message),
+                what=work.key,
+                raiser=self._raiser,
+            )
         except MalformedMessage as error:
-            content = error_content("MalformedMessage", error.detail)
+            return error_content("MalformedMessage", error.detail)
         except CellEnded as ended:
-            content = self._ended_content(ended, None, 0)
+            return self._ended_content(ended, None, 0)
         except BaseException as error:
             if _has_cancelled(error) and trio.current_effective_deadline() == -math.inf:
                 # This subshell is ending. The checkpoint says so again, and says only that,
                 # whatever else the code has raised together with it.
                 if self._guard.closed is None:  # not by us: what it dies of will be known later
                     await trio.lowlevel.checkpoint()
-                content = self._ended_content(CellEnded(self._why_ended()), None, 0)
-            else:
-                _log.exception("a %s has failed", work.request.header.msg_type)
-                content = _error_of(error)
-            self._publish_error(content)
-        try:
-            if stop_on_error and content["status"] == "error":
-                # What is sent once the error is known is sent in spite of it: so this must be
-                # settled before the answer goes out.
-                return await self._take_queued_executes()
-            return []
-        finally:
-            self._answer(work, content, started)
+                return self._ended_content(CellEnded(self._why_ended()), None, 0)
+            _log.exception("a %s has failed", work.request.header.msg_type)
+            return _error_of(error)
 
     def _publish_error(self, content: dict[str, Any]) -> None:
+        """Show the error of a cell, if it is one."""
+        if content["status"] != "error":
+            return
         if self._serving is not None and self._serving.cell is not None:
             shown = {key: content[key] for key in ("ename", "evalue", "traceback")}
             self._serving.cell.publish("error", shown)
 
     def _answer(self, work: Work, content: dict[str, Any], started: str | None = None) -> None:
-        if self._serving is not None and self._serving.work is work:
-            self._serving.answered = True
         if work.request.header.msg_type == "execute_request":
             content.setdefault("execution_count", self._count)
         if work.internal:
@@ -296,6 +320,15 @@ class Subshell(Actor):
         except ActorTerminated:
             _log.debug("the shell channel has ended, and is not told of %r", type(message))
 
+    async def _ask_shell(self, message: object) -> None:
+        """Tell the shell channel something that it answers with `ThatIsAll`, and wait for that."""
+        self._all_is_there = trio.Event()
+        try:
+            self._wiring.shell.tell_nowait(message)
+        except ActorTerminated:
+            return  # the kernel ends: then all that waits is aborted
+        await self._all_is_there.wait()
+
     def _frames(self, work: Work, content: dict[str, Any], started: str | None) -> list[bytes]:
         return self._wiring.session.serialize(
             reply_type(work.request.header.msg_type),
@@ -308,12 +341,7 @@ class Subshell(Actor):
 
     async def _take_queued_executes(self) -> list[Work]:
         """Take the executes out of the queue, those included that have just reached the socket."""
-        self._all_is_there = trio.Event()
-        try:
-            self._wiring.shell.tell_nowait(TakeWhatIsThere(self._info.id))
-        except ActorTerminated:
-            return []  # the kernel ends: then all of them are aborted
-        await self._all_is_there.wait()
+        await self._ask_shell(TakeWhatIsThere(self._info.id))
         taken: list[Work] = []
         kept: deque[_Queued] = deque()
         for queued in self._backlog:
@@ -326,16 +354,19 @@ class Subshell(Actor):
 
     # ----------------------------------------------------------------------------- execute
 
-    async def _execute(self, work: Work, message: Message) -> dict[str, Any]:
-        timeout = read_timeout(message)
-        cell = self._make_cell(work, message)
-        if self._serving is not None:
-            self._serving.cell = cell
+    async def _execute(self, serving: _Serving, message: Message) -> dict[str, Any]:
+        work = serving.work
+        deadline = read_timeout(message)
+        timeout = None if deadline is None else deadline[0]
+        cell = serving.cell = self._make_cell(work, message)
+        work.right.execution = Execution(self._count, cell.silent, serving.stop_on_error)
         place.set(Place(self._wiring.running, self._info, cell))
         started = time.monotonic()
         try:
             expressions = await self._guard.run(
-                lambda: self._run_cell(cell, timeout), what=work.key, raiser=self._raiser
+                lambda: self._run_cell(cell, work.key, deadline),
+                what=work.key,
+                raiser=self._raiser,
             )
         except CellEnded as ended:
             content = self._ended_content(ended, timeout, time.monotonic() - started)
@@ -343,7 +374,7 @@ class Subshell(Actor):
                 return content
         except BaseException as error:
             if _has_cancelled(error):
-                raise  # this subshell is ending: _serve_one answers
+                raise  # this subshell is ending: _served knows
             content = _error_of(error)
         else:
             self._output.flush()
@@ -355,7 +386,6 @@ class Subshell(Actor):
             }
         finally:
             place.set(Place(self._wiring.running, self._info))
-        self._publish_error(content)
         return {
             **content,
             "execution_count": self._count,
@@ -381,12 +411,14 @@ class Subshell(Actor):
             guard=self._guard,
         )
 
-    async def _run_cell(self, cell: Cell, timeout: float | None) -> dict[str, Any]:
+    async def _run_cell(
+        self, cell: Cell, key: int, deadline: tuple[float, float] | None
+    ) -> dict[str, Any]:
         # From here on the cell can be interrupted: so it is now that clients are told of it.
         cell.publish("execute_input", {"code": cell.code, "execution_count": self._count})
-        if timeout is not None:
+        if deadline is not None:
             self._wiring.control.tell_nowait(
-                WatchDeadline(self._guard, self._guard.generation, timeout)
+                WatchDeadline(self._info, self._guard, self._guard.generation, key, *deadline)
             )
         await self._kernel.execute(cell)
         expressions: dict[str, Any] = {}
@@ -434,29 +466,35 @@ class Subshell(Actor):
                 await self._comms_wait.park()
                 continue
             work = self._comms.popleft()
-            header = work.request.header
-            self._comm_served = header
-            self._output.status("busy", header)
-            try:
-                await self._comm_guard.run(
-                    partial(self._serve_comm, work), what=work.key, raiser=self._raiser
-                )
-            except MalformedMessage as error:
-                self._tell_shell(Dropped(error.reason, str(error)))
-            except CellEnded as ended:
-                if ended.started:
-                    _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
-            except BaseException as error:  # a handler's SystemExit is no reason to end, too
-                if not _has_cancelled(error):  # else the checkpoint below says so again
-                    _log.exception("a %s has failed", header.msg_type)
-            self._output.status("idle", header)
-            self._comm_served = None
-            self._tell_shell(Answer(work.key))
+            if work.right.begin():
+                await self._serve_comm(work)
             self._comms_served += 1
             self._requests_wait.unpark()
             await trio.lowlevel.checkpoint()
 
     async def _serve_comm(self, work: Work) -> None:
+        header = work.request.header
+        self._comm_served = work
+        self._output.status("busy", header)
+        work.right.begun()
+        try:
+            await self._comm_guard.run(
+                partial(self._handle_comm, work), what=work.key, raiser=self._raiser
+            )
+        except MalformedMessage as error:
+            self._tell_shell(Dropped(error.reason, str(error)))
+        except CellEnded as ended:
+            if ended.started:
+                _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
+        except BaseException as error:  # a handler's SystemExit is no reason to end, too
+            if not _has_cancelled(error):  # else the checkpoint below says so again
+                _log.exception("a %s has failed", header.msg_type)
+        if work.right.settle():
+            self._output.status("idle", header)
+            self._tell_shell(Answer(work.key))
+        self._comm_served = None
+
+    async def _handle_comm(self, work: Work) -> None:
         message = work.request if isinstance(work.request, Message) else work.request.open()
         comm = read_comm(self._info, self._state, message)
         match message.header.msg_type:
