@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
 import psutil
 import pytest
 
@@ -64,13 +61,6 @@ def test_a_shutdown_on_shell_still_works(client: Client, kernel: Kernel) -> None
     request = client.request("shutdown_request", {"restart": False})
     assert request.reply()["status"] == "ok"
     assert kernel.wait() == 0
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to handle")
-def test_a_kernel_that_is_terminated_does_not_linger(client: Client, kernel: Kernel) -> None:
-    client.create_subshell()
-    kernel.process.send_signal(signal.SIGTERM)
-    kernel.wait()
 
 
 def test_a_restart_by_the_manager_gives_a_new_kernel_on_the_same_ports(

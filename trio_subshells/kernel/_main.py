@@ -15,16 +15,18 @@ import trio
 import zmq
 
 from .._files import remove_own_files
+from ..sockets import bytes_on_their_way
 from ..wire import InvalidConnectionInfo, read_startup_file
 from ._errors import named
 from ._install import install_kernelspec, uninstall_kernelspec
+from ._io import LINGER_MS
 from ._kernel import Kernel
 from ._leftovers import kill_children, leave_at_once, nothing_left_behind, terminate_children
 from ._limits import raise_descriptor_limit
 from ._open import serve
-from ._parent import parent_death
 from ._raisers import SignalRaiser
 from ._running import RunningKernel
+from ._terminate import Terminator
 
 _log = logging.getLogger("trio_subshells.kernel")
 
@@ -34,6 +36,9 @@ lock, for as long as this: at Python's default of 5 ms, a busy cell slows all ot
 
 LAST_WORDS: Final = 0.25
 """Seconds that the last replies have to leave a process that has to be ended by force."""
+
+LINGER: Final = LINGER_MS / 1000
+"""The same, if it is known that there is more on its way."""
 
 
 def main(
@@ -45,7 +50,8 @@ def main(
     """Run a kernel author's program; in the main thread. It ends by `SystemExit`.
 
     ``-f FILE`` serves the kernel at a connection file, or as a registration file says; ``install``
-    and ``uninstall`` let Jupyter know it. SIGINT interrupts what runs, in every subshell.
+    and ``uninstall`` let Jupyter know it. SIGINT interrupts what runs, in every subshell. SIGTERM
+    (on Windows Ctrl-Break) shuts the kernel down as a client does; a second one ends it at once.
 
     Args:
         make_kernel: the `Kernel` subclass, or a function that makes the kernel.
@@ -203,18 +209,21 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
     sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
     raiser = SignalRaiser()
     interrupter = _Interrupter()
-    with nothing_left_behind(interrupter.served), raiser.installed(interrupter):
-        trio.run(
-            partial(
-                serve,
+    terminator = Terminator()
+
+    async def serve_until_told() -> None:
+        with terminator.installed():
+            await serve(
                 kernel,
                 connection,
                 task_status=interrupter,
                 make_raiser=lambda: raiser,
                 on_unjoinable=_leave_by_force,
-                until=parent_death,
+                until=terminator.wait,
             )
-        )
+
+    with nothing_left_behind(interrupter.served), raiser.installed(interrupter):
+        trio.run(serve_until_told)
 
 
 class _Interrupter(trio.TaskStatus[RunningKernel]):
@@ -247,6 +256,9 @@ async def _leave_by_force(status: int) -> None:
     terminate_children()
     with trio.CancelScope(shield=True):
         await trio.sleep(LAST_WORDS)
+        with trio.move_on_after(LINGER - LAST_WORDS):
+            while bytes_on_their_way():  # noqa: ASYNC110 -- nothing announces that they have left
+                await trio.sleep(0.01)
     kill_children(0)
     remove_own_files()
     leave_at_once(status)

@@ -11,6 +11,7 @@ peer that it is kept for, have yet to take.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -25,6 +26,15 @@ OVERHEAD = 100
 # pyzmq's thread must not be started by two at the same time. This lock, and that of each ledger, is
 # reentrant: a garbage collection in the middle may run code that prints, or give something back.
 _lending = threading.RLock()
+
+_ledgers: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def bytes_on_their_way() -> int:
+    """What all ledgers of this process hold; from any thread."""
+    with _lending:
+        ledgers = list(_ledgers)
+    return sum(ledger.held for ledger in ledgers)
 
 
 class Ledger:
@@ -47,6 +57,8 @@ class Ledger:
         self._held = 0
         self.refused = 0
         """How many messages were not sent, as too much was held."""
+        with _lending:
+            _ledgers.add(self)
 
     def refuses(self, size: int) -> bool:
         """Whether a message of this size is not to be sent now; it is counted then."""
