@@ -9,9 +9,11 @@ import sys
 import threading
 import warnings
 
+import jedi
 import pytest
 
 from trio_subshells.ipython._patches import replace_attribute, replace_item
+from trio_subshells.kernel import CompleteRequest
 
 
 def snapshot() -> dict[str, object]:
@@ -27,6 +29,7 @@ def snapshot() -> dict[str, object]:
         "start": threading.Thread.start,
         "environ": dict(os.environ),
         "filters": list(warnings.filters),
+        "recursion": sys.getrecursionlimit(),
     }
 
 
@@ -42,6 +45,26 @@ async def test_everything_is_given_back(open_living, threads) -> None:
         assert changed["main"] is not before["main"]
     assert snapshot() == before
     assert threads() <= threads_before
+
+
+async def test_completing_leaves_the_recursion_limit_alone(
+    main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is everybody's: lowered again, it was the end of whoever had gone deeper in a thread."""
+    await main.run("import sys\nlimit = sys.getrecursionlimit()")
+    assert await main.value("limit") >= jedi.api.helpers.RECURSION_LIMIT
+    changes: list[int] = []
+    monkeypatch.setattr(sys, "setrecursionlimit", changes.append)
+    request = CompleteRequest(main.info, main.state, {}, code="limit.bit_l", cursor_pos=11)
+    assert "bit_length" in (await main.kernel.complete(request)).matches
+    assert changes == []
+
+
+async def test_a_recursion_limit_of_a_cell_stays_within_the_kernel(open_living) -> None:
+    before = sys.getrecursionlimit()
+    async with open_living() as living:
+        await living.main.run(f"import sys\nsys.setrecursionlimit({before + 1})")
+    assert sys.getrecursionlimit() == before
 
 
 async def test_it_is_given_back_after_an_error_too(open_living) -> None:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 _AT_THE_LIMIT = """
 import os, resource, sys
 import trio
-from trio_subshells.sockets import open_context, open_heartbeat_device
+from trio_subshells.sockets import open_context, open_heartbeat_device, open_iopub_device
 import zmq
 
 def fill(left):
@@ -36,15 +36,39 @@ async def heartbeat():
     async with open_heartbeat_device("tcp://127.0.0.1:0"):
         pass
 
+async def publish():
+    # In a forked child, which has no thread of pyzmq's yet.
+    with open_context() as context:
+        async with open_iopub_device(context, "tcp://127.0.0.1:0") as device:
+            device.publisher.publish([bytes(1_000_000)])
+
+def iopub():
+    child = os.fork()
+    if child == 0:
+        try:
+            trio.run(publish)
+        except BaseException as error:
+            os._exit(1 if type(error) is OSError and "too few" in str(error) else 2)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 1:
+        raise OSError("too few")
+    if code == 2:
+        raise zmq.ZMQError
+    assert code == 0, code
+
 def first_socket():
     with open_context() as context, context.socket(zmq.XPUB):
         pass
 
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
-attempt = {"context": first_socket, "heartbeat": lambda: trio.run(heartbeat)}[sys.argv[1]]
+resource.setrlimit(resource.RLIMIT_NOFILE, (150, hard))
+attempt = {"context": first_socket, "heartbeat": lambda: trio.run(heartbeat), "iopub": iopub}[
+    sys.argv[1]
+]
 attempt()  # with room for it, and with all imported that it imports
-for left in range(20):
+for left in range(45):
     taken = fill(left)
     try:
         attempt()
@@ -97,7 +121,7 @@ def test_the_limits_have_names() -> None:
     assert "fs.file-max" in what_to_raise(errno.ENFILE)
 
 
-@pytest.mark.parametrize("what", ["context", "heartbeat"])
+@pytest.mark.parametrize("what", ["context", "heartbeat", "iopub"])
 def test_a_first_socket_without_descriptors_is_an_error_and_no_abort(what: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore::ResourceWarning", "-c", _AT_THE_LIMIT, what],
@@ -109,7 +133,7 @@ def test_a_first_socket_without_descriptors_is_an_error_and_no_abort(what: str) 
     )
     assert done.returncode == 0, done.stderr
     outcomes = done.stdout.splitlines()
-    assert len(outcomes) == 20
+    assert len(outcomes) == 45
     assert outcomes[0].startswith("refused")
     assert outcomes[-1] == "opened"
     assert "refused" in outcomes

@@ -11,6 +11,7 @@ import enum
 import fractions
 import json
 import math
+import subprocess
 import sys
 import types
 import uuid
@@ -23,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_subshells.wire import EncodeError, encode
-from trio_subshells.wire._codec import DecodeError, decode, decode_strictly
+from trio_subshells.wire._codec import MOST_NESTED, DecodeError, decode, decode_strictly
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates included
 HUGE_INTEGERS = st.integers(-(2**2000), 2**2000)
@@ -267,6 +268,77 @@ def test_what_contains_itself_or_is_too_deep_cannot_be_sent() -> None:
 def test_deep_nesting_is_an_error_like_any_other(opening: bytes) -> None:
     with pytest.raises(DecodeError, match="nested too deep"):
         decode(opening * 100_000)
+
+
+def nested(depth: int, text: str) -> bytes:
+    """Arrays and objects in turn, that many levels, each with a sibling and with `text` in it."""
+    value: object = [text]
+    for level in range(depth - 1):
+        value = {text: [], "": value} if level % 2 else [{}, text, value]
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "]", '"', '\\"]', "\\", '\\\\"', '"[', "{}[", "]" * 300, '\\["' * 300]
+)
+def test_so_many_levels_are_read_and_no_more(text: str) -> None:
+    for depth in (1, MOST_NESTED - 1, MOST_NESTED):
+        frame = nested(depth, text)
+        assert decode(frame) == decode_strictly(frame) == json.loads(frame)
+    for depth in (MOST_NESTED + 1, MOST_NESTED + 2, 2 * MOST_NESTED):
+        for read in (decode, decode_strictly):
+            with pytest.raises(DecodeError, match=r"nested too deep \(more than 200 levels\)"):
+                read(nested(depth, text))
+
+
+def test_much_is_not_deep() -> None:
+    wide = {"data": [{"key": [], "text": "[[{{"} for _ in range(10_000)]}
+    assert decode(json.dumps(wide).encode()) == wide
+
+
+_COLLECTING = """
+import gc, sys, threading
+from trio_subshells.wire import _codec
+
+collections = 0
+deep, lowered = threading.Lock(), threading.Lock()
+
+def collect(phase, info):
+    global collections
+    collections += 1
+    if collections == 1500:
+        deep.release()
+        lowered.acquire()
+    try:
+        str(gc)
+    except RecursionError:
+        raise
+
+def lower():  # as jedi does, when it has completed what was asked of it
+    deep.acquire()
+    sys.setrecursionlimit(1000)
+    lowered.release()
+
+deep.acquire()
+lowered.acquire()
+sys.setrecursionlimit(3000)  # as jedi does, when it begins
+threading.Thread(target=lower, daemon=True).start()
+gc.callbacks.append(collect)
+gc.set_threshold(1)
+try:
+    _codec.decode(b"[" * 2500 + b"]" * 2500)
+except _codec.DecodeError as error:
+    print(error)
+"""
+
+
+def test_a_garbage_collection_in_the_middle_of_what_is_deep() -> None:
+    """It ran code, which found the stack at its end, and CPython ended the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", _COLLECTING], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("it is nested too deep")
 
 
 @pytest.mark.parametrize(

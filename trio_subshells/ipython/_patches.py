@@ -34,6 +34,9 @@ from ._streams import CellStream
 if TYPE_CHECKING:
     from ._shell import TrioShell
 
+RECURSION_LIMIT = 3000
+"""Calls. What jedi asks for (``jedi.api.helpers.RECURSION_LIMIT``)."""
+
 _MISSING: Any = object()
 
 
@@ -80,6 +83,7 @@ def process_patched(shell: TrioShell, *, own_main: bool) -> Iterator[None]:
         undo.callback(replace_attribute(time, "sleep", _make_sleep()))
         undo.callback(replace_attribute(trio.to_thread, "run_sync", _make_run_sync()))
         undo.callback(_ignore_provisional_completer())
+        undo.callback(_raise_recursion_limit())
         for name, text in _environment().items():
             undo.callback(replace_item(os.environ, name, text))
         yield
@@ -189,6 +193,18 @@ def _ignore_provisional_completer() -> Callable[[], None]:
             warnings.filters.remove(each)  # type: ignore[attr-defined]
 
     return undo
+
+
+def _raise_recursion_limit() -> Callable[[], None]:
+    """Let code recurse as deep as jedi wants to, which completes it.
+
+    Otherwise jedi raises the limit for as long as it works, in all threads, and then lowers it
+    again. A thread that is deeper down at that moment can't even handle an exception any more:
+    CPython ends the process (``Cannot recover from stack overflow``).
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, RECURSION_LIMIT))
+    return lambda: sys.setrecursionlimit(before)
 
 
 def _environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Unpack
 import attrs
 import zmq
 
-from ._descriptors import check_descriptors
+from ._descriptors import check_room_for_threads
 from ._ledger import Ledger
 from ._options import DEFAULT_LINGER_MS, SocketOptions, apply_options
 
@@ -28,21 +28,6 @@ if TYPE_CHECKING:
 # How long the end of a context waits for other threads to close their sockets. They have been
 # woken by then, and a closed socket has been told for how long it may linger.
 GRACE_SECONDS = 5.0
-
-
-# What libzmq opens with the first socket of a context, at most: for each of its threads (the reaper
-# and the I/O threads) a poller and a way to wake it, and the socket's own.
-_PER_THREAD = 3
-_PER_SOCKET = 2
-
-
-def check_room_for_threads(io_threads: int, purpose: str) -> None:
-    """Make sure that libzmq finds the descriptors it needs for a context's first socket.
-
-    Raises:
-        OSError: it doesn't; the message says which limit to raise.
-    """
-    check_descriptors(_PER_THREAD * (1 + io_threads) + _PER_SOCKET, purpose)
 
 
 class SocketsLeftOpenError(RuntimeError):

@@ -1,7 +1,8 @@
 """Whether there are file descriptors left: asked before libzmq is, which may abort the process.
 
 A socket that finds no descriptor is an ordinary error. But with the first socket of a context
-libzmq starts its threads, and if one of these finds none, it calls ``abort()`` (4.3.5).
+libzmq starts its threads, and if one of these finds none, it calls ``abort()`` (4.3.5). So it does
+if it finds none to look for network interfaces with, when a socket is bound.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
+
+# What libzmq opens with the first socket of a context, at most: for each of its threads (the reaper
+# and the I/O threads) a poller and a way to wake it, and the socket's own.
+_PER_THREAD = 3
+_PER_SOCKET = 2
 
 
 def check_descriptors(count: int, purpose: str) -> None:
@@ -41,6 +47,15 @@ def check_descriptors(count: int, purpose: str) -> None:
     finally:
         for descriptor in taken:
             os.close(descriptor)
+
+
+def check_room_for_threads(io_threads: int, purpose: str) -> None:
+    """Make sure that libzmq finds the descriptors it needs for a context's first socket.
+
+    Raises:
+        OSError: it doesn't; the message says which limit to raise.
+    """
+    check_descriptors(_PER_THREAD * (1 + io_threads) + _PER_SOCKET, purpose)
 
 
 def what_to_raise(number: int) -> str:

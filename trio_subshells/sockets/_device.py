@@ -18,7 +18,8 @@ import attrs
 import trio
 import zmq
 
-from ._context import Context, check_room_for_threads
+from ._context import Context
+from ._descriptors import check_room_for_threads
 from ._options import SocketOptions, apply_options
 from ._publisher import Publisher, finish_publisher, start_publisher
 from ._socket import bind_raw
@@ -150,6 +151,7 @@ async def open_iopub_device(
     Raises:
         ValueError: not an address, or an option that could stop the device.
         zmq.ZMQError: it can't be bound, for instance ``EADDRINUSE``; names the address.
+        OSError: no file descriptor is left (``EMFILE``, ``ENFILE``).
         trio.BrokenResourceError: at the end: the context had ended under the device.
     """
     if options.get("xpub_nodrop"):

@@ -5,7 +5,9 @@ asked how many bytes they have. But it says when it is done with a frame that it
 than given a copy of; and by counting these, a `Ledger` knows what all peers together, or the one
 peer that it is kept for, have yet to take.
 
-(pyzmq has a thread that lets go of what was lent. It starts with the first such frame.)
+(pyzmq has a thread that lets go of what was lent, with a ZMQ context of its own: three threads and
+seven descriptors in all. It would start with the first such frame, whenever that is, and if there
+were no descriptor left by then, libzmq would abort the process. Hence `start_lending`.)
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import zmq
+from zmq.utils.garbage import gc as pyzmqs_thread
+
+from ._descriptors import check_room_for_threads
 
 SMALL = 4096
 """Bytes of a message that is sent whatever is held: a kernel's busy and idle have less."""
@@ -35,6 +40,18 @@ def bytes_on_their_way() -> int:
     with _lending:
         ledgers = list(_ledgers)
     return sum(ledger.held for ledger in ledgers)
+
+
+def start_lending() -> None:
+    """Let pyzmq start its thread now, if it doesn't run already.
+
+    Raises:
+        OSError: no room (``EMFILE``, ``ENFILE``); the message says which limit to raise.
+    """
+    with _lending:
+        if not pyzmqs_thread.is_alive():
+            check_room_for_threads(1, "the thread that lets go of what was sent")
+            zmq.Frame(b"lent", copy=False)
 
 
 class Ledger:

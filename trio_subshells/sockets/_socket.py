@@ -40,6 +40,7 @@ import zmq
 
 from .._files import OwnFile
 from ._context import Context
+from ._descriptors import check_descriptors
 from ._ipc import is_ours_to_make, listening
 from ._options import SocketOptions, check_linger
 
@@ -125,6 +126,7 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
 
         Raises:
             ValueError: not an address.
+            OSError: no file descriptor is left (``EMFILE``, ``ENFILE``).
             zmq.ZMQError: it can't be bound, for instance ``EADDRINUSE``; names the address.
         """
         actual, file = self._call(bind_raw, self._zmq, url)
@@ -425,8 +427,17 @@ def bind_raw(raw: zmq.Socket[bytes], url: str) -> tuple[str, OwnFile | None]:
     """Bind a pyzmq socket; return the actual address, without wildcards, and the file if it is one.
 
     Whoever closes the socket removes the file.
+
+    Raises:
+        ValueError: not an address.
+        OSError: no file descriptor is left (``EMFILE``, ``ENFILE``).
+        zmq.ZMQError: it can't be bound.
     """
     check_url(url)
+    if url.startswith("tcp:"):
+        # libzmq first asks the system for its network interfaces, in case one is called like that,
+        # and aborts the process if there is no descriptor to ask with. Another one is to listen.
+        check_descriptors(2, f"listening at {url}")
     if is_ours_to_make(url):
         with listening(url) as (listener, file):
             raw.set(zmq.USE_FD, listener.fileno())

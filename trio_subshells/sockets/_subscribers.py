@@ -30,7 +30,7 @@ import trio
 import zmq
 
 from ._context import Context
-from ._ledger import Ledger
+from ._ledger import Ledger, start_lending
 from ._refusals import refusal_events, refusal_in_words
 from ._socket import Socket
 
@@ -269,7 +269,11 @@ async def open_subscribers(
         limits: when to act.
         on_loss: see `Subscribers`.
         on_refusal: see `Subscribers`.
+
+    Raises:
+        OSError: no file descriptor is left (``EMFILE``, ``ENFILE``).
     """
+    start_lending()
     alarm = _Alarm()
     ledger = Ledger(limits.ceiling, limits.patience, alarm.ring)
     is_encrypted = bool(xpub.get(zmq.CURVE_SERVER))

@@ -91,7 +91,7 @@ def decode(frame: bytes) -> Any:
     an escape like ``\ud800`` may stand alone, integers of up to 4,300 digits are exact.
 
     Raises:
-        DecodeError: `frame` isn't UTF-8, or isn't JSON, or is nested too deep.
+        DecodeError: `frame` isn't UTF-8, or isn't JSON, or has more than `MOST_NESTED` levels.
     """
     try:
         return decode_strictly(frame)
@@ -105,10 +105,31 @@ def decode_strictly(frame: bytes) -> Any:
     Raises:
         DecodeError: `frame` isn't strict JSON in UTF-8. It may still be good enough for `decode`.
     """
+    _check_depth(frame)
     try:
         return _decoder.decode(frame)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(str(error)) from error
+
+
+def _check_depth(frame: bytes) -> None:
+    """Refuse what is nested too deep, before a reader recurses that far: see `MOST_NESTED`.
+
+    Up to the first mistake in `frame`, where any reader stops, this tells strings from the rest.
+    """
+    if frame.count(b"[") + frame.count(b"{") <= MOST_NESTED:
+        return
+    unescaped = frame.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_of_strings = b"".join(unescaped.split(b'"')[::2])
+    brackets = outside_of_strings.translate(_ONE_KIND, _NO_BRACKETS)
+    for _ in range(MOST_NESTED):
+        if not brackets:
+            return
+        brackets = brackets.replace(b"[]", b"")  # of each branch, the innermost level
+    if brackets:
+        raise DecodeError(
+            f"it is nested too deep (more than {MOST_NESTED} levels), or its brackets don't match"
+        )
 
 
 class _NeedsSlowPath(Exception):
@@ -124,6 +145,15 @@ def _encode_natively(value: object) -> object:
 
 _encoder: Final = msgspec.json.Encoder(enc_hook=_encode_natively)
 _decoder: Final = msgspec.json.Decoder()
+
+MOST_NESTED: Final = 200
+"""Levels of arrays and objects in a frame; those of messages have ten or twenty. Not as many as the
+interpreter's stack allows: a garbage collection may run anybody's code in the middle of reading,
+and where that finds the stack at its end CPython may give up (``Cannot recover from stack
+overflow``), and take the process with it."""
+
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
 
 # What msgspec writes by itself, and what can't hide anything that it refuses.
 _SAFE_LEAVES: Final = frozenset({type(None), bool, int, float, bytes, bytearray})
@@ -212,6 +242,7 @@ def _valid_text(text: str) -> str:
 
 def _decode_slowly(frame: bytes) -> Any:
     """Decode what the fast path refused, with the standard library's tolerances."""
+    _check_depth(frame)
     try:
         return json.loads(frame.decode("utf-8"))
     except UnicodeDecodeError as error:
