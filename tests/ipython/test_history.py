@@ -9,7 +9,25 @@ from pathlib import Path
 import pytest
 import trio
 
+from trio_subshells.ipython._history import HistoryStore, SessionRow, _End, _Input
 from trio_subshells.kernel import HistoryRequest
+
+
+@pytest.fixture
+def commits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ends of transactions so far, of all databases."""
+    seen: list[str] = []
+    connect = sqlite3.connect
+
+    def traced(*args, **kwargs):
+        connection = connect(*args, **kwargs)
+        connection.set_trace_callback(
+            lambda statement: seen.append(statement) if statement == "COMMIT" else None
+        )
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    return seen
 
 
 def request(shell, access: str, **rest) -> HistoryRequest:
@@ -156,6 +174,49 @@ async def test_a_database_that_cannot_be_written_is_reported_once(
         # What could not be written is written as soon as it can be.
         store.path = ipython_directory / "profile_default" / "history.sqlite"
         assert await lines(living.main, "tail", n=1) == ["'kept in memory'"]
+
+
+async def test_what_waits_is_one_transaction(tmp_path: Path, commits: list[str]) -> None:
+    """A session each that had a wait for the disk each, came faster than they were written."""
+    store = HistoryStore(tmp_path / "history.sqlite")
+    rows = [SessionRow() for _ in range(50)]
+    for row in rows:
+        store.put(_Input(row, 1, "pass", "pass"))
+        store.put(_End(row, 7, "2026-01-01"))
+    del commits[:]
+    store.flush()
+    assert commits == ["COMMIT"]
+    assert [row.number for row in rows] == list(range(1, 51))
+    assert store.select("SELECT session, num_cmds FROM sessions", ()) == [
+        (number, 7) for number in range(1, 51)
+    ]
+
+
+async def test_a_transaction_that_fails_leaves_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = HistoryStore(tmp_path / "history.sqlite")
+    first, second = SessionRow(), SessionRow()
+    write = store._write
+
+    def fail(db, entry, numbers) -> None:
+        if entry.row is second:
+            raise sqlite3.OperationalError("the disk is full")
+        write(db, entry, numbers)
+
+    monkeypatch.setattr(store, "_write", fail)
+    for row in (first, second):
+        store.put(_Input(row, 1, "pass", "pass"))
+    store.flush()
+    assert "the disk is full" in caplog.text
+    assert (first.number, second.number) == (None, None)
+    monkeypatch.setattr(store, "_write", write)
+    assert store.number(second) == 2
+    assert first.number == 1
+    assert store.select("SELECT session, line FROM history ORDER BY session", ()) == [
+        (1, 1),
+        (2, 1),
+    ]
 
 
 async def test_magics_that_use_it(main, tmp_path: Path) -> None:

@@ -117,8 +117,10 @@ class HistoryStore:
         """The number of a session; it gets one if it has none yet. 0 if there is no database."""
         if row.number is None:
             with self._opened() as db:
-                if db is not None:
-                    self._insert_session(db, row)
+                if db is not None and row.number is None:  # nothing of it was waiting
+                    with db:
+                        number = self._insert_session(db, row)
+                    row.number = number
         return row.number or 0
 
     def select(self, sql: str, parameters: Iterable[Any]) -> list[Any]:
@@ -163,43 +165,45 @@ class HistoryStore:
                 accessor.close()
 
     def _write_pending(self, db: Any) -> None:
+        """Write it in one transaction: each waits for the disk, and sessions come and go faster."""
         entries = [self._pending.popleft() for _ in range(len(self._pending))]
+        numbers: dict[SessionRow, int] = {}  # of new sessions; no one else's before they are there
         try:
             with db:
                 for entry in entries:
-                    self._write(db, entry)
+                    self._write(db, entry, numbers)
         except BaseException:
             self._pending.extendleft(reversed(entries))
             raise
+        for row, number in numbers.items():
+            row.number = number
 
-    def _write(self, db: Any, entry: _Input | _Output | _End) -> None:
+    def _write(
+        self, db: Any, entry: _Input | _Output | _End, numbers: dict[SessionRow, int]
+    ) -> None:
+        number = entry.row.number or numbers.get(entry.row)
+        if number is None and not isinstance(entry, _End):
+            number = numbers[entry.row] = self._insert_session(db, entry.row)
         match entry:
-            case _Input(row, line, source, source_raw):
-                number = self._insert_session(db, row)
+            case _Input(_, line, source, source_raw):
                 db.execute(
                     "INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?)",
                     (number, line, source, source_raw),
                 )
-            case _Output(row, line, text):
-                number = self._insert_session(db, row)
+            case _Output(_, line, text):
                 db.execute(
                     "INSERT OR REPLACE INTO output_history VALUES (?, ?, ?)", (number, line, text)
                 )
-            case _End(row, lines, time):
+            case _End(_, lines, time):
                 db.execute(
                     "UPDATE sessions SET end = ?, num_cmds = ? WHERE session = ?",
-                    (time, lines, row.number),
+                    (time, lines, number),
                 )
 
     @staticmethod
     def _insert_session(db: Any, row: SessionRow) -> int:
-        if row.number is None:
-            with db:
-                cursor = db.execute(
-                    "INSERT INTO sessions VALUES (NULL, ?, NULL, NULL, '')", (row.start,)
-                )
-            row.number = int(cursor.lastrowid)
-        return row.number
+        cursor = db.execute("INSERT INTO sessions VALUES (NULL, ?, NULL, NULL, '')", (row.start,))
+        return int(cursor.lastrowid)
 
     def _report(self, error: Exception) -> None:
         if not self._reported:
