@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import codeop
 import getpass
 import os
 import sys
@@ -13,7 +14,7 @@ import jedi
 import pytest
 
 from trio_subshells.ipython._patches import replace_attribute, replace_item
-from trio_subshells.kernel import CompleteRequest
+from trio_subshells.kernel import CompleteRequest, InspectRequest, IsCompleteRequest
 
 
 def snapshot() -> dict[str, object]:
@@ -30,6 +31,8 @@ def snapshot() -> dict[str, object]:
         "environ": dict(os.environ),
         "filters": list(warnings.filters),
         "recursion": sys.getrecursionlimit(),
+        "showwarning": warnings.showwarning,
+        "codeop": vars(codeop)["warnings"],
     }
 
 
@@ -58,6 +61,49 @@ async def test_completing_leaves_the_recursion_limit_alone(
     request = CompleteRequest(main.info, main.state, {}, code="limit.bit_l", cursor_pos=11)
     assert "bit_length" in (await main.kernel.complete(request)).matches
     assert changes == []
+
+
+@pytest.mark.parametrize("code", ["limit.bit_l", "x = '\\d'", "numbers[0].bit_l", "f'{a"])
+async def test_who_looks_at_code_leaves_the_filters_of_warnings_alone(
+    main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: str
+) -> None:
+    """They are everybody's: swapped by two threads at once, they never were the same again."""
+    await main.run("limit, numbers = 1, [1]")
+
+    def swapped(*arguments, **options) -> None:
+        pytest.fail("swapped the filters")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(warnings, "catch_warnings", swapped)
+        patched.setattr(warnings, "simplefilter", swapped)
+        patched.setattr(warnings, "filterwarnings", swapped)
+        await main.kernel.complete(CompleteRequest(main.info, main.state, {}, code, len(code)))
+        await main.kernel.inspect(InspectRequest(main.info, main.state, {}, code, len(code)))
+        await main.kernel.is_complete(IsCompleteRequest(main.info, main.state, {}, code))
+    assert capsys.readouterr() == ("", "")
+
+
+async def test_what_warns_while_it_is_looked_at_warns_nobody(recwarn, main) -> None:
+    await main.run(
+        """
+import warnings
+looks = 0
+class Warns:
+    def __getattr__(self, name):
+        global looks
+        looks += 1
+        warnings.warn("looked at", UserWarning)
+        raise AttributeError(name)
+warnings.simplefilter("always")
+it = Warns()
+        """
+    )
+    code = "it.attribute.other"
+    await main.kernel.complete(CompleteRequest(main.info, main.state, {}, code, len(code)))
+    assert await main.value("looks") > 0
+    assert len(recwarn) == 0
+    await main.run("getattr(it, 'attribute', None)")
+    assert len(recwarn) == 1
 
 
 async def test_a_recursion_limit_of_a_cell_stays_within_the_kernel(open_living) -> None:

@@ -36,6 +36,7 @@ from ..kernel import (
 from ._activity import Activity, ActivityTracker
 
 if TYPE_CHECKING:
+    from ._patches import Filters
     from ._session import Session
     from ._shell import TrioShell
 
@@ -103,6 +104,7 @@ class IPythonKernel(Kernel):
         self._tracker = ActivityTracker()
         self._completing = threading.Lock()
         self._shell: TrioShell | None = None
+        self._filters: Filters | None = None
 
     @property
     def shell(self) -> TrioShell:
@@ -137,7 +139,10 @@ class IPythonKernel(Kernel):
         shell = TrioShell.instance(tracker=self._tracker, namespace=self._namespace)
         atexit.register(shell.close)  # if the process ends by force
         try:
-            with shell.history_store, process_patched(shell, own_main=self._namespace is None):
+            with (
+                shell.history_store,
+                process_patched(shell, own_main=self._namespace is None) as self._filters,
+            ):
                 self._shell = shell
                 yield
                 shell.main_session.history.end_session()
@@ -173,9 +178,13 @@ class IPythonKernel(Kernel):
         """Complete by IPython's completer, which looks at the code and at the living objects."""
         from IPython.core.completer import rectify_completions
 
+        from ._patches import JEDI_LOOKS_AT_CODE
+
         completer = self.shell.Completer
         # The completer keeps what it is about in its attributes.
         with self._tracker.entered(Activity(request.state)), self._completing:
+            if completer.use_jedi and self._filters is not None:
+                self._filters.keep_from(*JEDI_LOOKS_AT_CODE)
             found = list(
                 rectify_completions(
                     request.code, completer.completions(request.code, request.cursor_pos)
@@ -214,7 +223,8 @@ class IPythonKernel(Kernel):
 
     async def is_complete(self, request: IsCompleteRequest) -> Completeness:
         """Tell whether another line is wanted, magics considered."""
-        status, indent = self.shell.check_complete(request.code)
+        with self._tracker.entered(Activity(request.state)):
+            status, indent = self.shell.check_complete(request.code)
         return Completeness(cast("Any", status), indent)
 
     async def history(

@@ -14,8 +14,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import wraps
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -37,16 +38,27 @@ if TYPE_CHECKING:
 RECURSION_LIMIT = 3000
 """Calls. What jedi asks for (``jedi.api.helpers.RECURSION_LIMIT``)."""
 
+LOOK_AT_CODE = ("codeop", "IPython.core.inputtransformer2")
+JEDI_LOOKS_AT_CODE = (
+    "jedi.inference.compiled.access",
+    "jedi.inference.docstrings",
+    "parso.python.errors",
+)
+"""Modules that change the filters of warnings. Those of jedi take long to import."""
+
 _MISSING: Any = object()
 
 
 @contextmanager
-def process_patched(shell: TrioShell, *, own_main: bool) -> Iterator[None]:
+def process_patched(shell: TrioShell, *, own_main: bool) -> Iterator[Filters]:
     """Within this block, the process's output, input and results are those of the shell's cells.
 
     Args:
         shell: the kernel's shell.
         own_main: whether the shell's module is ``__main__``, so that what cells define pickles.
+
+    Returns:
+        what keeps the filters of warnings as they are.
     """
     tracker = shell.tracker
     names: dict[str, Any] = {
@@ -84,9 +96,12 @@ def process_patched(shell: TrioShell, *, own_main: bool) -> Iterator[None]:
         undo.callback(replace_attribute(trio.to_thread, "run_sync", _make_run_sync()))
         undo.callback(_ignore_provisional_completer())
         undo.callback(_raise_recursion_limit())
+        undo.callback(replace_attribute(warnings, "showwarning", _make_showwarning(tracker)))
         for name, text in _environment().items():
             undo.callback(replace_item(os.environ, name, text))
-        yield
+        filters = Filters(undo)
+        filters.keep_from(*LOOK_AT_CODE)
+        yield filters
 
 
 def replace_item(
@@ -193,6 +208,59 @@ def _ignore_provisional_completer() -> Callable[[], None]:
             warnings.filters.remove(each)  # type: ignore[attr-defined]
 
     return undo
+
+
+class _NoFilters:
+    """Stands in for the module `warnings` in modules that look at code, and don't run any.
+
+    They don't want to warn, and so swap the filters of the whole process, and put them back. What
+    another thread had swapped in between comes back for ever then; nor is anything put back if an
+    interrupt strikes right there. Then every warning was recorded in a list that nobody reads, and
+    shown to nobody. Here they leave the filters alone; see `_make_showwarning`.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(warnings, name)
+
+    @staticmethod
+    def catch_warnings(**options: Any) -> AbstractContextManager[list[Any]]:
+        return nullcontext([])
+
+    @staticmethod
+    def simplefilter(*arguments: Any, **options: Any) -> None:
+        """Leave the filters as they are."""
+
+    filterwarnings = simplefilter
+
+
+class Filters:
+    """The filters of warnings, which modules are to leave alone until `undo` is closed."""
+
+    def __init__(self, undo: ExitStack) -> None:
+        self._undo = undo
+        self._done: set[str] = set()
+
+    def keep_from(self, *modules: str) -> None:
+        """Import these modules, and let them leave the filters alone. By one thread at a time."""
+        for name in modules:
+            if name not in self._done:
+                with suppress(ImportError, AttributeError):  # another version has no such module
+                    module = import_module(name)
+                    self._undo.callback(replace_attribute(module, "warnings", _NoFilters()))
+                self._done.add(name)  # last: an interrupt may come in between
+
+
+def _make_showwarning(tracker: ActivityTracker) -> Callable[..., None]:
+    original = warnings.showwarning
+
+    @wraps(original)
+    def showwarning(*arguments: Any, **options: Any) -> None:
+        activity = tracker.current()
+        if activity is None or activity.cell is not None:
+            original(*arguments, **options)
+        # Else it comes of a look at code: the user gets it when the code runs.
+
+    return showwarning
 
 
 def _raise_recursion_limit() -> Callable[[], None]:

@@ -32,6 +32,7 @@ from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._channels import ClientSocket
 from ._control import ControlHandler
 from ._drops import DropReason, Drops
+from ._failures import failures
 from ._faults import ends_the_kernel
 from ._iopub import IOPub
 from ._kernel import Kernel
@@ -117,6 +118,7 @@ class IOThread(Actor):
             stack.enter_context(ends_the_kernel("the I/O thread"))
             nursery = await stack.enter_async_context(trio.open_nursery())
             nursery.start_soon(drops.tell)
+            nursery.start_soon(failures.tell)
             for channel, router in sockets.routers.items():
                 nursery.start_soon(self._note_refusals, channel, router, drops)
             nursery.start_soon(self._end_with, parts.control)

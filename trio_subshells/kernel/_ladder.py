@@ -13,16 +13,14 @@ It runs in the kernel's I/O thread, never in the cell's.
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Final
 
 import trio
 from trio_util import move_on_when
 
+from ._failures import failures
 from ._guard import CellGuard, EndReason
-
-_log = logging.getLogger("trio_subshells.kernel")
 
 FIRST_PAUSE: Final = 0.02
 """Seconds that a cell has for each of the first rungs to take effect."""
@@ -98,6 +96,6 @@ def _cancel(guard: CellGuard, generation: int, *, lift_shields: bool = False) ->
     for canceller in guard.cancellers(generation):
         try:
             canceller()
-        except BaseException:  # even a SystemExit: it is the author's code, in our thread
-            _log.exception("a canceller of a cell has failed")
+        except BaseException as error:  # even a SystemExit: it is the author's code, in our thread
+            failures.add("a canceller of a cell", error)
     guard.cancel(generation, lift_shields=lift_shields)

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 import trio
 import zmq
+from trio_util import move_on_when
 
 from .._files import remove_own_files
 from ..sockets import bytes_on_their_way
@@ -23,6 +24,7 @@ from ._io import LINGER_MS
 from ._kernel import Kernel
 from ._leftovers import kill_children, leave_at_once, nothing_left_behind, terminate_children
 from ._limits import raise_descriptor_limit
+from ._memory import give_back_memory
 from ._open import serve
 from ._raisers import SignalRaiser
 from ._running import RunningKernel
@@ -211,6 +213,10 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
     interrupter = _Interrupter()
     terminator = Terminator()
 
+    async def until() -> None:
+        async with move_on_when(terminator.wait):
+            await give_back_memory()
+
     async def serve_until_told() -> None:
         with terminator.installed():
             await serve(
@@ -219,7 +225,7 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
                 task_status=interrupter,
                 make_raiser=lambda: raiser,
                 on_unjoinable=_leave_by_force,
-                until=terminator.wait,
+                until=until,
             )
 
     with nothing_left_behind(interrupter.served), raiser.installed(interrupter):

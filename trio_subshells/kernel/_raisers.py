@@ -28,6 +28,7 @@ _MACHINERY: Final = frozenset(
         "_frozen_importlib",
         "_frozen_importlib_external",
         "logging",
+        "warnings",
         "weakref",
         "_weakrefset",
     }

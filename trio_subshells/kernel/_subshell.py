@@ -39,6 +39,7 @@ from ..wire import EncodeError, MalformedMessage, Message
 from ._cell import Cell
 from ._channels import COMM_TYPES, error_content, reply_type
 from ._errors import named, text_of
+from ._failures import failures
 from ._faults import ends_the_kernel, without_cancelled
 from ._guard import CellEnded, EndReason, Raiser, SubshellGuards, drive_tasks
 from ._kernel import Kernel
@@ -289,7 +290,7 @@ class Subshell(Actor):
                 if self._guard.closed is None:  # not by us: what it dies of will be known later
                     await trio.lowlevel.checkpoint()
                 return self._ended_content(CellEnded(self._why_ended()), None, 0)
-            _log.exception("a %s has failed", work.request.header.msg_type)
+            failures.add(f"a {work.request.header.msg_type}", error)
             return _error_of(error)
 
     def _publish_error(self, content: dict[str, Any]) -> None:
@@ -488,7 +489,7 @@ class Subshell(Actor):
                 _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
         except BaseException as error:  # a handler's SystemExit is no reason to end, too
             if not _has_cancelled(error):  # else the checkpoint below says so again
-                _log.exception("a %s has failed", header.msg_type)
+                failures.add(f"a {header.msg_type}", error)
         if work.right.settle():
             self._output.status("idle", header)
             self._tell_shell(Answer(work.key))
