@@ -170,12 +170,15 @@ _GIVEN_UP = f"{_PROCESS}/test_given_up.py"
 _INTERRUPT = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_ends_a_cell_of"
 _EVERYBODY = f"{_PROCESS}/test_interrupt.py::test_an_interrupt_is_for_the_whole_kernel"
 _SHUTDOWN = f"{_PROCESS}/test_shutdown.py::test_a_shutdown_ends_a_busy_kernel"
+_LEAVES_NOTHING = f"{_PROCESS}/test_leftovers.py::test_a_shutdown_leaves_nothing_behind"
+_GIL = f"{_PROCESS}/test_gil.py"
+_GENTLE = ("await", "loop", "sleep", "exception", "finally", "input", "background")
 _STUBBORN = ("base-exception", "base-exception-await", "shield")
 _HOSTILE = "tests/kernel/test_hostile.py"
 _LIMITS = f"{_PROCESS}/test_limits.py"
 _FORK = f"{_PROCESS}/test_forks.py::test_a_forked_child_has_no_kernel"
 
-#: The project's own test of the same thing, by the key of the trial. What isn't here has none.
+#: The project's own test of the same thing, by the key of the trial.
 TESTS: dict[str, str] = {
     "delete/await": _DELETE,
     "delete/loop": _DELETE,
@@ -188,60 +191,61 @@ TESTS: dict[str, str] = {
     "delete/finally": _DELETE,
     "delete/shield": _DELETE,
     "delete/input": _DELETE,
-    "delete/background": f"{_PROCESS}/test_leftovers.py"
-    "::test_what_runs_in_the_background_outlives_its_subshell",
+    "delete/background": _DELETE,
     "delete/children": f"{_PROCESS}/test_leftovers.py"
     "::test_a_deleted_subshell_waits_for_no_process",
-    "interrupt-main/await": f"{_INTERRUPT}_the_main_shell",
-    "interrupt-main/loop": f"{_INTERRUPT}_the_main_shell",
-    "interrupt-main/sleep": f"{_INTERRUPT}_the_main_shell",
-    "interrupt-main/exception": f"{_INTERRUPT}_the_main_shell",
-    "interrupt-main/finally": f"{_INTERRUPT}_the_main_shell",
-    "interrupt-main/input": f"{_INTERRUPT}_the_main_shell",
-    "interrupt-subshell/await": f"{_INTERRUPT}_a_subshell",
-    "interrupt-subshell/loop": f"{_INTERRUPT}_a_subshell",
-    "interrupt-subshell/sleep": f"{_INTERRUPT}_a_subshell",
-    "interrupt-subshell/exception": f"{_INTERRUPT}_a_subshell",
-    "interrupt-subshell/finally": f"{_INTERRUPT}_a_subshell",
-    "interrupt-subshell/input": f"{_INTERRUPT}_a_subshell",
-    "interrupt-subshell/children": f"{_PROCESS}/test_leftovers.py"
-    "::test_an_interrupted_subshell_waits_for_no_process",
-    "interrupt/all-await": _EVERYBODY,
-    "interrupt/all-loop": _EVERYBODY,
-    "interrupt/all-sleep": _EVERYBODY,
+    **dict.fromkeys((f"interrupt-main/{key}" for key in _GENTLE), f"{_INTERRUPT}_the_main_shell"),
+    **dict.fromkeys((f"interrupt-subshell/{key}" for key in _GENTLE), f"{_INTERRUPT}_a_subshell"),
+    "interrupt-main/call": f"{_PROCESS}/test_interrupt.py"
+    "::test_an_interrupt_that_has_no_effect_says_so",
+    "interrupt-subshell/call": "tests/kernel/test_given_up.py"
+    "::test_an_interrupt_that_has_no_effect_says_so_and_the_cell_goes_on",
     "timeout/call": f"{_GIVEN_UP}::test_a_timeout_answers_for_a_call_that_it_can_t_end",
     "shutdown-subshell/call": f"{_GIVEN_UP}::test_a_shutdown_answers_for_a_call_that_it_can_t_end",
     "shutdown-main/call": f"{_GIVEN_UP}::test_a_shutdown_answers_for_a_call_that_it_can_t_end",
-    "interrupt-subshell/call": "tests/kernel/test_given_up.py"
-    "::test_an_interrupt_that_has_no_effect_says_so_and_the_cell_goes_on",
-    "timeout/await": "tests/kernel/test_running.py::test_timeouts_of_execute",
     **dict.fromkeys(
-        (f"timeout/{key}" for key in ("loop", "sleep", *_STUBBORN)),
-        f"{_PROCESS}/test_interrupt.py::test_a_timeout_ends_a_cell",
+        (f"interrupt-{where}/{key}" for where in ("main", "subshell") for key in _STUBBORN),
+        f"{_PROCESS}/test_interrupt.py::test_one_interrupt_may_be_refused",
     ),
     **dict.fromkeys(
         (f"interrupt-subshell/{key}-again" for key in _STUBBORN),
         f"{_PROCESS}/test_interrupt.py::test_a_second_interrupt_takes_no_for_an_answer",
     ),
     **dict.fromkeys(
+        ("interrupt-main/children", "interrupt-subshell/children", "timeout/children"),
+        f"{_PROCESS}/test_leftovers.py::test_an_interrupted_cell_waits_for_no_process",
+    ),
+    "interrupt/all-await": _EVERYBODY,
+    "interrupt/all-loop": _EVERYBODY,
+    "interrupt/all-sleep": _EVERYBODY,
+    "interrupt/sigint": _EVERYBODY,
+    "interrupt/one": f"{_PROCESS}/test_interrupt.py"
+    "::test_an_interrupt_of_one_subshell_hits_no_other",
+    **dict.fromkeys(
+        (f"timeout/{key}" for key in (*_GENTLE, *_STUBBORN)),
+        f"{_PROCESS}/test_interrupt.py::test_a_timeout_ends_a_cell",
+    ),
+    **dict.fromkeys(
         (
             f"shutdown-{where}/{key}"
             for where in ("subshell", "main")
-            for key in ("input", "exception", *_STUBBORN)
+            for key in (*_GENTLE, *_STUBBORN)
         ),
         _SHUTDOWN,
     ),
-    "shutdown-subshell/await": _SHUTDOWN,
-    "shutdown-subshell/loop": _SHUTDOWN,
-    "shutdown-subshell/sleep": _SHUTDOWN,
-    "shutdown-subshell/children": f"{_PROCESS}/test_leftovers.py"
-    "::test_a_shutdown_leaves_nothing_behind",
-    "shutdown-main/await": _SHUTDOWN,
-    "shutdown-main/loop": _SHUTDOWN,
-    "shutdown-main/sleep": _SHUTDOWN,
-    "shutdown-main/children": f"{_PROCESS}/test_leftovers.py"
-    "::test_a_shutdown_leaves_nothing_behind",
+    "shutdown-subshell/children": _LEAVES_NOTHING,
+    "shutdown-main/children": _LEAVES_NOTHING,
     "shutdown-main/restart": f"{_PROCESS}/test_shutdown.py::test_a_shutdown_is_answered_and_done",
+    "delete/gil": f"{_GIL}::test_a_delete_comes_after_it",
+    "interrupt-main/gil": f"{_GIL}::test_an_interrupt_comes_after_it",
+    "interrupt-subshell/gil": f"{_GIL}::test_an_interrupt_comes_after_it",
+    "timeout/gil": f"{_GIL}::test_a_timeout_comes_after_it",
+    "shutdown-subshell/gil": f"{_GIL}::test_a_shutdown_comes_after_it",
+    "shutdown-main/gil": f"{_GIL}::test_a_shutdown_comes_after_it",
+    **dict.fromkeys(
+        (f"parent/{key}" for key in ("idle", "loop", "sleep", "call", "children")),
+        f"{_PROCESS}/test_parent.py::test_a_kernel_ends_with_its_parent",
+    ),
     "hostile/malformed": f"{_PROCESS}/test_fuzz.py::test_everything_that_is_owed_and_nothing_else",
     "hostile/frame": "tests/kernel/test_channels.py::test_a_dropped_message_is_not_kept",
     "hostile/replay": f"{_PROCESS}/test_messages.py::test_a_replayed_message_is_ignored",
@@ -252,9 +256,15 @@ TESTS: dict[str, str] = {
     "limits/raised": f"{_LIMITS}::test_a_thousand_subshells_at_once",
     "limits/hard": f"{_LIMITS}::test_as_many_as_fit_and_then_a_clear_error",
     "limits/rounds": f"{_LIMITS}::test_subshells_leave_nothing_behind",
-    "forks/fork-exit": _FORK,
-    "forks/fork-on": _FORK,
-    "forks/multiprocessing": f"{_PROCESS}/test_forks.py::test_forks_leave_the_parent_as_it_was",
+    **dict.fromkeys(("forks/fork-exit", "forks/fork-exit-subshell"), _FORK),
+    **dict.fromkeys(
+        ("forks/fork-on", "forks/fork-on-subshell"),
+        f"{_PROCESS}/test_forks.py::test_a_forked_child_comes_to_the_end_of_the_cell",
+    ),
+    **dict.fromkeys(
+        ("forks/multiprocessing", "forks/multiprocessing-subshell"),
+        f"{_PROCESS}/test_forks.py::test_what_programs_write_reaches_their_cell_in_its_order",
+    ),
     "security/curve": f"{_PROCESS}/test_security.py"
     "::test_jupyter_client_demands_encryption_and_gets_it",
 }

@@ -402,6 +402,7 @@ class Stage:
         allowed = [["ok"], ["ok", "ok"], ["UnknownSubshell", "ok"]]
         if kind.key in DEAF:
             allowed += [["SubshellUnjoinable"], ["SubshellUnjoinable"] * 2]
+            allowed += [["SubshellUnjoinable", "ok"], ["SubshellUnjoinable", "UnknownSubshell"]]
         if statuses not in allowed:
             said = [delete.reply.content for delete in deletes if delete.reply is not None]
             raise Wrong(f"{statuses} for the deletion of {name}: {said}")

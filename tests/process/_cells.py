@@ -41,6 +41,12 @@ GENTLE = {
         "finally:\n"
         "    await trio.sleep(3600)"
     ),
+    "a task in the background": (
+        "import trio\n"
+        "trio.lowlevel.spawn_system_task(trio.sleep_forever)\n"
+        "print('in')\n"
+        "await trio.sleep_forever()"
+    ),
     "starts threads": (
         "import threading\n"
         "print('in')\n"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import pytest
 
-from ._cells import GENTLE, STUBBORN
-from ._client import Client
+from ._cells import CALL, ENDLESS, GENTLE, STUBBORN
+from ._client import Client, Kernel
 
 #: A thread that is not the main one can't be called back from this by any means that Python has.
 LOCK = "import threading; print('in'); threading.Event().wait()"
@@ -40,7 +43,10 @@ def test_an_interrupt_ends_a_cell_of_a_subshell(client: Client) -> None:
         assert client.list_subshells() == [subshell]
 
 
-def test_an_interrupt_is_for_the_whole_kernel(client: Client) -> None:
+@pytest.mark.parametrize("how", ["message", "signal"])
+def test_an_interrupt_is_for_the_whole_kernel(client: Client, kernel: Kernel, how: str) -> None:
+    if how == "signal" and sys.platform == "win32":
+        pytest.skip("Windows has no SIGINT for one process")
     one, other = client.create_subshells(2)
     cells = [
         client.execute(GENTLE["sleep"]),
@@ -49,10 +55,45 @@ def test_an_interrupt_is_for_the_whole_kernel(client: Client) -> None:
     ]
     for cell in cells:
         cell.wait_published("stream", "in")
-    client.request("interrupt_request", channel="control").ok()
+    if how == "signal":
+        kernel.process.send_signal(signal.SIGINT)
+    else:
+        client.request("interrupt_request", channel="control").ok()
     assert [cell.error()["ename"] for cell in cells] == ["KeyboardInterrupt"] * 3
     for subshell in (None, one, other):
         assert client.execute("1 + 1", subshell=subshell).result() == "2"
+
+
+def test_an_interrupt_of_one_subshell_hits_no_other(client: Client) -> None:
+    info = client.request("kernel_info_request", channel="control").ok()
+    assert "trio_subshells.interrupt_subshell" in info["supported_features"]
+    aim, other = client.create_subshells(2)
+    shells = {None: "loop", other: "await", aim: "sleep"}
+    cells = {
+        subshell: client.execute(GENTLE[what], subshell=subshell)
+        for subshell, what in shells.items()
+    }
+    for cell in cells.values():
+        cell.wait_published("stream", "in")
+    request = client.request("interrupt_request", {"subshell_id": aim}, channel="control")
+    request.ok()
+    assert cells[aim].error()["ename"] == "KeyboardInterrupt"
+    assert client.execute("1 + 1", subshell=aim).result() == "2"
+    assert not cells[None].is_answered
+    assert not cells[other].is_answered
+    client.request("interrupt_request", channel="control").ok()
+    assert [cells[each].error()["ename"] for each in (None, other)] == ["KeyboardInterrupt"] * 2
+
+
+def test_an_interrupt_that_has_no_effect_says_so(client: Client) -> None:
+    cell = client.execute(CALL)
+    cell.wait_published("stream", "in")
+    interrupt = client.request("interrupt_request", channel="control")
+    assert client.execute("1 + 1", subshell=client.create_subshell()).result() == "2"
+    error = interrupt.error()
+    assert error["ename"] == "TimeoutError"
+    assert "main" in error["evalue"]
+    assert not cell.is_answered
 
 
 def test_an_interrupt_of_an_idle_kernel_hits_nothing(client: Client) -> None:
@@ -97,6 +138,47 @@ def test_a_cell_may_catch_the_interrupt_and_go_on(client: Client) -> None:
     assert "caught" in cell.stream()
 
 
+#: Each says when it has been interrupted, as far as it knows, and goes on.
+REFUSING = {
+    "catches BaseException": (
+        "import time\n"
+        "print('in')\n"
+        "while True:\n"
+        "    try:\n"
+        "        time.sleep(3600)\n"
+        "    except BaseException:\n"
+        "        print('caught')"
+    ),
+    "catches BaseException, awaits": (
+        "import trio\n"
+        "print('in')\n"
+        "while True:\n"
+        "    try:\n"
+        "        await trio.sleep(3600)\n"
+        "    except BaseException:\n"
+        "        print('caught')"
+    ),
+    "shields itself": STUBBORN["shields itself"],
+}
+
+
+@pytest.mark.parametrize("where", ["main shell", "subshell"])
+def test_one_interrupt_may_be_refused(client: Client, where: str) -> None:
+    subshell = client.create_subshell() if where == "subshell" else None
+    for what, code in REFUSING.items():
+        print("interrupting a cell that is:", what)
+        cell = client.execute(code, subshell=subshell)
+        cell.wait_published("stream", "in")
+        interrupt = client.request("interrupt_request", channel="control")
+        if "caught" in code:
+            cell.wait_published("stream", "caught")
+        assert not cell.is_answered
+        again = client.request("interrupt_request", channel="control")
+        assert cell.error()["ename"] == "KeyboardInterrupt"
+        for request in (interrupt, again):
+            request.ok()
+
+
 @pytest.mark.parametrize("where", ["main shell", "subshell"])
 def test_a_second_interrupt_takes_no_for_an_answer(client: Client, where: str) -> None:
     subshell = client.create_subshell() if where == "subshell" else None
@@ -114,9 +196,9 @@ def test_a_second_interrupt_takes_no_for_an_answer(client: Client, where: str) -
 @pytest.mark.parametrize("where", ["main shell", "subshell"])
 def test_a_timeout_ends_a_cell(client: Client, where: str) -> None:
     subshell = client.create_subshell() if where == "subshell" else None
-    for what in ("loop", "sleep", "await", *STUBBORN):
+    for what, code in ENDLESS.items():
         print("a timeout of a cell that is:", what)
-        content = {"code": (GENTLE | STUBBORN)[what], "allow_stdin": False}
+        content = {"code": code, "allow_stdin": True}
         cell = client.request(
             "execute_request", content, subshell=subshell, metadata={"timeout": 0.1}
         )

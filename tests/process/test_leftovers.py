@@ -173,14 +173,26 @@ def test_a_deleted_subshell_waits_for_no_captured_command(
     assert not [child for child in descendants(kernel) if lives(child)]
 
 
-def test_an_interrupted_subshell_waits_for_no_process(client: Client, kernel: Kernel) -> None:
+@pytest.mark.parametrize("where", ["main shell", "subshell"])
+@pytest.mark.parametrize("by", ["interrupt", "timeout"])
+def test_an_interrupted_cell_waits_for_no_process(
+    client: Client, kernel: Kernel, where: str, by: str
+) -> None:
     client.execute(SETUP).ok()
-    subshell = client.create_subshell()
+    subshell = client.create_subshell() if where == "subshell" else None
     background = int(client.execute("subprocess.Popen(['sleep', '3600']).pid").result())
-    cell = client.execute("subprocess.run('echo in; sleep 3600', shell=True)", subshell=subshell)
-    cell.wait_published("stream", "in")
-    client.request("interrupt_request", channel="control").ok()
-    assert cell.error()["ename"] == "KeyboardInterrupt"
+    code = "subprocess.run('echo in; sleep 3600', shell=True)"
+    if by == "interrupt":
+        cell = client.execute(code, subshell=subshell)
+        cell.wait_published("stream", "in")
+        client.request("interrupt_request", channel="control").ok()
+        assert cell.error()["ename"] == "KeyboardInterrupt"
+    else:
+        content = {"code": code, "silent": False}
+        cell = client.request(
+            "execute_request", content, subshell=subshell, metadata={"timeout": 0.2}
+        )
+        assert cell.error()["ename"] == "CellTimeout"
     # What nobody waits for isn't meant.
     assert [child.pid for child in descendants(kernel) if lives(child)] == [background]
     assert client.execute("1 + 1", subshell=subshell).result() == "2"

@@ -18,7 +18,19 @@ def test_a_shutdown_is_answered_and_done(client: Client, kernel: Kernel, restart
 
 
 @pytest.mark.parametrize(
-    "in_main", ["loop", "await", "sleep", "input", "catches BaseException", "shields itself"]
+    "in_main",
+    [
+        "loop",
+        "await",
+        "sleep",
+        "input",
+        "catches Exception",
+        "catches BaseException",
+        "catches BaseException, awaits",
+        "shields itself",
+        "finally with awaits",
+        "a task in the background",
+    ],
 )
 def test_a_shutdown_ends_a_busy_kernel(client: Client, kernel: Kernel, in_main: str) -> None:
     """Whatever runs in the main shell, and everything else at the same time in subshells."""
