@@ -1,8 +1,17 @@
-"""Put the same attacks to several Jupyter kernels, and print what each of them did.
+r"""Put the same attacks to several Jupyter kernels, and print what each of them did.
 
     python benchmarks/guarantees.py trio-python python3 --results out.json
     python benchmarks/guarantees.py trio-python python3=/path/to/python --only delete limits/hard
     python benchmarks/guarantees.py trio-python python3 --results out.json --table page.md
+
+What FILE of ``--results`` has isn't tried again, so a run can be interrupted and continued. To make
+a group of trials, or one, again, keep everything else, and renew the tables of the documentation:
+
+    python benchmarks/guarantees.py trio-python python3 --results out.json --again \
+        --only delete limits/hard --table docs/guarantees.md
+
+Without ``--again`` the last line makes what is missing only, and renews the tables in any case,
+with the tests that `_rows.py` names. Take a quiet machine: ratios are what the tables are about.
 
 Every trial has processes of its own, which are killed when it is over or its time is. See the
 README beside this file.
