@@ -29,7 +29,8 @@ What the first three of these take from clients comes through a `_channels.Clien
 dropped anywhere is entered in `_drops`.
 
 What the actors say to each other is in `_messages`; how a running cell is ended is told in `_guard`
-(the mechanism) and `_ladder` (the policy).
+(the mechanism) and `_ladder` (the policy); who answers a request, when several could, is told in
+`_pending`. How a process that is a kernel ends is in `_terminate` and `_leftovers`.
 """
 
 from __future__ import annotations

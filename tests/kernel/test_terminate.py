@@ -1,0 +1,85 @@
+"""SIGTERM, as far as it can be told in the test's own process; see `tests/process`, too."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from trio_subshells.kernel import _terminate
+from trio_subshells.kernel._terminate import NUMBER, Terminator
+
+from .helpers import HANG, CellsKernel, Flag, served
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Iterator[None]:
+    before = signal.getsignal(NUMBER)
+    yield
+    signal.signal(NUMBER, before)
+
+
+def _wakeup_descriptor() -> int:
+    descriptor = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    return descriptor
+
+
+async def test_it_tells_that_the_kernel_is_to_end_and_gives_everything_back() -> None:
+    trios = _wakeup_descriptor()
+    terminator = Terminator()
+    with trio.fail_after(HANG), terminator.installed():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(terminator.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            signal.raise_signal(NUMBER)
+    assert _wakeup_descriptor() == trios
+    assert signal.getsignal(NUMBER) is signal.SIG_DFL
+
+
+async def test_what_came_before_anybody_waited_is_not_lost() -> None:
+    terminator = Terminator()
+    with trio.fail_after(HANG), terminator.installed():
+        signal.raise_signal(NUMBER)
+        await terminator.wait()
+
+
+async def test_it_comes_to_the_handler_if_the_descriptor_is_taken_away() -> None:
+    terminator = Terminator()
+    with trio.fail_after(HANG), terminator.installed():
+        ours = signal.set_wakeup_fd(-1)
+        signal.raise_signal(NUMBER)
+        await terminator.wait()
+        signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+
+
+async def test_a_second_one_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_terminate, "TOGETHER", 0)
+    left = Flag()
+    terminator = Terminator(left.set)
+    with trio.fail_after(HANG), terminator.installed():
+        signal.raise_signal(NUMBER)
+        await terminator.wait()
+        assert not left.is_set()
+        signal.raise_signal(NUMBER)
+        await left.wait()
+
+
+async def test_where_it_is_ignored_it_still_is() -> None:
+    signal.signal(NUMBER, signal.SIG_IGN)
+    trios = _wakeup_descriptor()
+    with Terminator().installed():
+        assert signal.getsignal(NUMBER) is signal.SIG_IGN
+        assert _wakeup_descriptor() == trios
+
+
+async def test_a_kernel_in_another_program_leaves_its_signals_alone() -> None:
+    trios = _wakeup_descriptor()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, NUMBER)}
+    async with served(CellsKernel()) as at:
+        await at.client.execute("").done()
+        assert {number: signal.getsignal(number) for number in before} == before
+        assert _wakeup_descriptor() == trios
