@@ -122,6 +122,27 @@ async def test_a_subshell_that_cant_be_set_up_is_an_error_and_leaves_nothing() -
         assert (await at.client.execute("").done())["status"] == "ok"
 
 
+async def test_a_subshell_that_is_long_in_setting_up_keeps_no_other_from_it() -> None:
+    go_on = Flag()
+
+    class Slow(CellsKernel):
+        first = True
+
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+            if not info.is_main and self.first:
+                self.first = False
+                await go_on.wait()
+            yield
+
+    async with served(Slow()) as at:
+        slow = at.client.control("create_subshell_request")
+        await at.client.create_subshell()
+        assert slow.replies == []
+        go_on.set()
+        assert (await slow.done())["status"] == "ok"
+
+
 async def test_a_subshell_that_fails_when_it_ends_is_gone_all_the_same() -> None:
     class FailingAtTheEnd(CellsKernel):
         @asynccontextmanager

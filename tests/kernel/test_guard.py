@@ -224,17 +224,45 @@ async def test_every_watcher_hears_of_the_end() -> None:
 
 async def test_cancellers_are_there_for_their_block_only() -> None:
     guard = CellGuard()
-
-    def stop() -> None:
-        pass
+    calls: list[str] = []
+    late: list[Callable[[], object]] = []
 
     async def work() -> None:
-        with guard.canceller(stop):
-            assert guard.cancellers(guard.generation) == [stop]
+        with guard.canceller(lambda: calls.append("a")), guard.canceller(lambda: calls.append("b")):
+            late.extend(guard.cancellers(guard.generation))
+            for canceller in late:
+                canceller()
+        assert calls == ["a", "b"]
         assert guard.cancellers(guard.generation) == []
 
     await run(guard, work)
     assert guard.cancellers(guard.generation) == []
+    for canceller in late:  # the ladder was held up: by now another cell may use the connection
+        canceller()
+    assert calls == ["a", "b"]
+
+
+async def test_the_block_of_a_canceller_is_not_left_while_that_is_called() -> None:
+    guard, called, go_on = CellGuard(), Flag(), Flag()
+    order: list[str] = []
+
+    def stop() -> None:
+        called.set()
+        go_on.block()
+        order.append("called")
+
+    async def work() -> None:
+        with guard.canceller(stop):
+            (canceller,) = guard.cancellers(guard.generation)
+            thread = threading.Thread(target=canceller)
+            thread.start()
+            await called.wait()
+            threading.Thread(target=go_on.set).start()
+        order.append("left")
+        thread.join(HANG)
+
+    await run(guard, work)
+    assert order == ["called", "left"]
 
 
 # ------------------------------------------------------------------------------------ striking

@@ -14,6 +14,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from trio_subshells.kernel import _guard
 from trio_subshells.kernel._guard import (
     CellEnded,
     CellGuard,
@@ -375,3 +376,59 @@ async def test_an_interrupt_that_has_come_to_nothing_is_tried_again() -> None:
     async with CellInThread(compute, MissingRaiser) as cell:
         assert await cell.end(EndReason.INTERRUPTED)
     assert cell.reason is EndReason.INTERRUPTED
+
+
+class RefusingRaiser:
+    """Finds its thread in machinery, the first time."""
+
+    missed = False
+
+    def __init__(self) -> None:
+        self._raiser = AsyncRaiser()
+        self.strikes = 0
+
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        self.strikes += 1
+        return self.strikes > 1 and self._raiser.strike(error)
+
+    def withdraw(self) -> None:
+        self._raiser.withdraw()
+
+
+async def test_each_worker_of_a_cell_is_interrupted_and_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of them can't be struck at first; the other is, and cleans up meanwhile."""
+    kinds = [RefusingRaiser, AsyncRaiser]  # each is made in its own thread
+
+    def make_raiser() -> Raiser:
+        return kinds.pop()()
+
+    monkeypatch.setattr(_guard, "AsyncRaiser", make_raiser)
+    struck: list[str] = []
+    cleaned_up = Flag()
+
+    def spin(name: str, ready: Flag, *, wait: bool) -> None:
+        try:
+            ready.set()
+            while True:
+                pass
+        except KeyboardInterrupt:
+            struck.append(name)
+            while wait and len(struck) < 2:  # a second strike would hit here
+                pass
+            cleaned_up.set()
+
+    async def body(guard: CellGuard, started: Flag) -> None:
+        async with trio.open_nursery() as nursery:
+            for name in ("first", "second"):
+                ready = Flag()
+                work = exposed(partial(spin, name, ready, wait=name == "first"))
+                nursery.start_soon(trio.to_thread.run_sync, work)
+                await ready.wait()
+            started.set()
+
+    async with CellInThread(body) as cell:
+        assert await cell.end(EndReason.INTERRUPTED)
+        await cleaned_up.wait()
+    assert struck == ["first", "second"]

@@ -32,6 +32,19 @@ def test_a_strike_is_told_from_a_users_sigint() -> None:
         assert interrupts == ["by the user"]
 
 
+def test_a_withdrawn_strike_does_not_eat_the_users_sigint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two signals that come soon one after the other are one: so none may be on its way."""
+    raiser, interrupts = SignalRaiser(), []
+    now = 100.0
+    monkeypatch.setattr(_raisers.time, "monotonic", lambda: now)
+    with raiser.installed(lambda: interrupts.append("by the user")):
+        raiser._pending = True  # a strike whose signal has been merged with another
+        raiser.withdraw()
+        now += _raisers.ON_ITS_WAY
+        signal.raise_signal(signal.SIGINT)
+    assert interrupts == ["by the user"]
+
+
 def test_a_signal_that_finds_machinery_is_missed() -> None:
     """It comes some time after `strike`, and by then the thread may be anywhere."""
     raiser = SignalRaiser()

@@ -132,7 +132,10 @@ class CrossThreadReceiveChannel(trio.abc.ReceiveChannel[T], Generic[T]):
         """
         if self._bell is None:
             raise trio.ClosedResourceError("this end of the channel is closed")
-        return await self._queue.get()
+        try:
+            return await self._queue.get()
+        except trio.BrokenResourceError:  # by another task of yours
+            raise trio.ClosedResourceError("this end of the channel was closed") from None
 
     def close(self) -> None:
         """Close this end, in its own loop: what is queued is dropped, senders are refused."""

@@ -75,6 +75,10 @@ LEFTOVERS_PAUSE: Final = 0.02
 _NO_RETURN: Final = "it is in a call that has not returned, and goes on until that does"
 
 
+def _ignore() -> None:
+    """Nobody waits for it."""
+
+
 class ControlHandler(Actor):
     """See the module's first lines.
 
@@ -197,21 +201,36 @@ class ControlHandler(Actor):
     async def _create_in_order(
         self, to_create: trio.MemoryReceiveChannel[tuple[Envelope, PendingRequest]]
     ) -> None:
+        """Start one after the other; but how long one's set-up takes is no business of the next."""
         async for envelope, pending in to_create:
-            await self._serve(envelope, pending)
+            started = trio.Event()
+            self._nursery.start_soon(self._serve, envelope, pending, started.set)
+            await started.wait()
 
-    async def _serve(self, envelope: Envelope, pending: PendingRequest) -> None:
-        """Serve one request, between busy and idle; whatever goes wrong is its reply."""
+    async def _serve(
+        self,
+        envelope: Envelope,
+        pending: PendingRequest,
+        started: Callable[[], object] = _ignore,
+    ) -> None:
+        """Serve one request, between busy and idle; whatever goes wrong is its reply.
+
+        Args:
+            envelope: the request.
+            pending: its place in the table.
+            started: called when the subshell that it asks for has been started, or couldn't be.
+        """
         pending.right.begin()
         self._output.status("busy", envelope.header)
         pending.right.begun()
         try:
-            content = await self._reply_to(envelope.open())
+            content = await self._reply_to(envelope.open(), started)
         except MalformedMessage as error:
             content = error_content("MalformedMessage", error.detail)
         except Exception as error:
             _log.info("a %s has failed", pending.msg_type, exc_info=error)
             content = error_content(type(error).__name__, text_of(error))
+        started()
         self._pending.answer_begun(pending, content)
         if pending.msg_type == "shutdown_request" and self._shutting_down:
             self._on_shutdown()
@@ -240,7 +259,7 @@ class ControlHandler(Actor):
         text = f"{len(self._pending)} requests are being served on the control channel already"
         self._pending.answer_here(envelope, error_content("TooManyRequests", text))
 
-    async def _reply_to(self, request: Message) -> dict[str, Any]:
+    async def _reply_to(self, request: Message, started: Callable[[], object]) -> dict[str, Any]:
         match request.header.msg_type:
             case "kernel_info_request":
                 return self._kernel_info
@@ -254,6 +273,7 @@ class ControlHandler(Actor):
                 return {"status": "ok", "restart": restart}
             case "create_subshell_request" if self._kernel.subshells:
                 life = await self._create(None)
+                started()
                 try:
                     await life.wait_set_up()
                 except RuntimeError:

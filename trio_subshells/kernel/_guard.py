@@ -140,6 +140,7 @@ class Exposure:
         "armed",
         "firmly",
         "forked",
+        "hit_in",
         "protections",
         "raised",
         "times_again",
@@ -153,6 +154,7 @@ class Exposure:
         self.firmly = False
         self.times_again = 0
         self.forked = False  # this is a child process that the cell has forked
+        self.hit_in = 0  # the last end (see `CellGuard.ends`) in which it was struck
         self.protections = 0
         self._guard = guard
         self._generation = generation
@@ -176,6 +178,7 @@ class Exposure:
         if not self._raiser.strike(FirmInterrupt if firmly else KeyboardInterrupt):
             self.raised = raised_before
             return False
+        self.hit_in = self._guard.ends
         alarm, self._alarm = self._alarm, None  # the sleeper may be about to clear it, too
         if alarm is not None:
             alarm.release()
@@ -195,6 +198,8 @@ class Exposure:
     def settle(self) -> None:
         """The cell's code is off the stack, but something was raised meanwhile: withdraw it."""
         with self._guard.lock:
+            if self._raiser.missed:
+                self.hit_in = 0
             self._raiser.withdraw()
             self.raised = False
 
@@ -219,6 +224,25 @@ class Exposure:
         self._guard.discard(self)
 
 
+class _Canceller:
+    """One that the author has registered: called within its block, or not at all."""
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function: Callable[[], object] | None = function
+        self._calling = threading.Lock()
+
+    def call(self) -> None:
+        """In the ladder's thread. What it calls may raise."""
+        with self._calling:
+            if self._function is not None:
+                self._function()
+
+    def withdraw(self) -> None:
+        """In the cell's thread: the block has been left."""
+        with self._calling:
+            self._function = None
+
+
 class CellGuard:
     """What a subshell and whoever may end its cells have in common. See the module's theory."""
 
@@ -229,6 +253,7 @@ class CellGuard:
         """What the caller of `run` said it is, while a cell runs."""
         self.ends = 0
         """How often it has been wanted that the running cell ends."""
+        self._hit_in = 0  # the last of them in which a piece of it was struck
         self._exposures: set[Exposure] = set()
         self.lock = threading.Lock()
         """Also of its exposures."""
@@ -236,7 +261,7 @@ class CellGuard:
         self._closed: EndReason | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope = trio.CancelScope()
-        self._cancellers: list[Callable[[], object]] = []
+        self._cancellers: list[_Canceller] = []
         self._watchers: list[Promise[None]] = []
 
     # ---------------------------------------------------------------- in the subshell's thread
@@ -265,7 +290,7 @@ class CellGuard:
                     raise CellEnded(self._closed, started=False)
                 self.generation += 1
                 self.running = what
-                self.ends = 0
+                self.ends = self._hit_in = 0
                 self._reason = None
                 self._scope = scope
                 self._token = trio.lowlevel.current_trio_token()
@@ -301,6 +326,8 @@ class CellGuard:
         """Another piece of that cell begins to run."""
         exposure = Exposure(self, generation, raiser)
         with self.lock:
+            if generation == self.generation:
+                exposure.hit_in = self._hit_in  # what is begun now belongs to the cleaning up
             self._exposures.add(exposure)
         return exposure
 
@@ -312,14 +339,17 @@ class CellGuard:
     @contextmanager
     def canceller(self, canceller: Callable[[], object]) -> Iterator[None]:
         """Within this block, ending the cell begins by calling `canceller`."""
+        registered = _Canceller(canceller)
         with protected(), self.lock:
-            self._cancellers.append(canceller)
+            self._cancellers.append(registered)
         try:
             yield
         finally:
-            with protected(), self.lock:
-                if canceller in self._cancellers:
-                    self._cancellers.remove(canceller)
+            with protected():
+                registered.withdraw()  # waits while it is being called
+                with self.lock:
+                    if registered in self._cancellers:
+                        self._cancellers.remove(registered)
 
     # ------------------------------------------------------------------- in the ladder's thread
 
@@ -360,9 +390,9 @@ class CellGuard:
         return ended
 
     def cancellers(self, generation: int) -> list[Callable[[], object]]:
-        """Rung 0: what the author registered for this cell."""
+        """Rung 0: what the author registered for this cell. Called late, it does nothing."""
         with self.lock:
-            return list(self._cancellers) if self._is_running(generation) else []
+            return [each.call for each in self._cancellers] if self._is_running(generation) else []
 
     def cancel(self, generation: int, *, lift_shields: bool = False) -> None:
         """Rung 1: cancel the cell's scope.
@@ -399,12 +429,26 @@ class CellGuard:
             ]
         return any(struck)
 
-    def missed(self, generation: int) -> bool:
-        """Whether what has struck that cell has come to nothing, and should strike again."""
+    def strike_each_once(self, generation: int) -> bool:
+        """Rung 2, for what of the cell has not been hit yet since it was last wanted to end.
+
+        What has been hit is cleaning up, and another strike would disturb that; but a strike may
+        have come to nothing, and some of the cell may have been where nothing strikes.
+
+        Returns whether all of it has been hit.
+        """
         with self.lock:
-            return self._is_running(generation) and any(
-                exposure.missed for exposure in self._exposures if exposure.is_of(generation)
-            )
+            if not self._is_running(generation):
+                return True
+            others = [
+                exposure
+                for exposure in self._exposures
+                if exposure.is_of(generation) and (exposure.hit_in < self.ends or exposure.missed)
+            ]
+            struck = [exposure.strike(firmly=False) for exposure in others]
+            if any(struck):
+                self._hit_in = self.ends
+        return all(struck)
 
     def strike_leftovers(self) -> None:
         """Strike whatever cells have left running, once no other cell starts."""

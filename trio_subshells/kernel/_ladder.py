@@ -74,16 +74,12 @@ async def end_cell(
 async def _climb(guard: CellGuard, generation: int, grace: float) -> None:
     """Try everything, for ever."""
     pause = FIRST_PAUSE
-    hit = False
     with trio.move_on_after(grace):
         while True:
             _cancel(guard, generation)  # again and again: it may register another canceller
             await trio.sleep(pause)
-            if hit and not guard.missed(generation):
-                # It is cleaning up, and another strike would disturb that.
+            if guard.strike_each_once(generation):
                 pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                hit = guard.strike(generation)
     pause = FIRST_PAUSE
     while True:
         _cancel(guard, generation, lift_shields=True)

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType, TracebackType
@@ -36,6 +37,10 @@ _MACHINERY: Final = frozenset(
 """Packages whose functions aren't struck while they are what runs: they would leave their thread's
 loop in a state that nobody has thought of, or a lock taken that all threads share; or what strikes
 them is reported as ignored, and is lost, as in a ``__del__``."""
+
+ON_ITS_WAY: Final = 0.5
+"""Seconds in which a signal that was sent is handled. It may be none: two that come soon one after
+the other are one. The next SIGINT after that is the user's."""
 
 _LIKE_THE_USERS: Final[set[CodeType]] = set()
 
@@ -118,7 +123,7 @@ class SignalRaiser:
     def __init__(self) -> None:
         self._pending = False
         self._error = KeyboardInterrupt
-        self._withdrawn = False
+        self._withdrawn_until = 0.0  # time.monotonic()
         self._missed = False
         ident = threading.main_thread().ident
         assert ident is not None
@@ -144,7 +149,7 @@ class SignalRaiser:
     def withdraw(self) -> None:
         """Take back what has not been raised yet. The signal still comes, and does nothing then."""
         if self._pending:
-            self._withdrawn = True
+            self._withdrawn_until = time.monotonic() + ON_ITS_WAY
             self._pending = False
         _raise_in(self._thread, _NOTHING)
 
@@ -163,13 +168,13 @@ class SignalRaiser:
             if os.getpid() != process:  # a forked child: the kernel isn't here
                 raise KeyboardInterrupt
             if self._pending:
+                self._pending = False
                 if is_in_machinery(frame):
                     self._missed = True  # the ladder tries again
                     return
-                self._pending = False
                 raise self._error
-            if self._withdrawn:
-                self._withdrawn = False
+            if time.monotonic() < self._withdrawn_until:
+                self._withdrawn_until = 0.0
                 return
             on_interrupt()
 

@@ -366,7 +366,7 @@ class ShellChannel(Actor):
         self._output.status("busy", request.header)
         pending.right.begun()
         with suppress(ActorTerminated):  # then it has failed, and the kernel ends as well
-            await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=10 * SHUTDOWN_TIMEOUT)
+            await self._control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=math.inf)
             self._table.answer_begun(pending, {"status": "ok", "restart": restart})
             await self._control.tell(Leave())
 

@@ -41,7 +41,7 @@ from ._channels import COMM_TYPES, error_content, reply_type
 from ._errors import named, text_of
 from ._failures import failures
 from ._faults import ends_the_kernel, without_cancelled
-from ._guard import CellEnded, EndReason, Raiser, SubshellGuards, drive_tasks
+from ._guard import CellEnded, EndReason, Raiser, SubshellGuards, drive_tasks, protected
 from ._kernel import Kernel
 from ._messages import (
     Answer,
@@ -418,9 +418,9 @@ class Subshell(Actor):
         # From here on the cell can be interrupted: so it is now that clients are told of it.
         cell.publish("execute_input", {"code": cell.code, "execution_count": self._count})
         if deadline is not None:
-            self._wiring.control.tell_nowait(
-                WatchDeadline(self._info, self._guard, self._guard.generation, key, *deadline)
-            )
+            watch = WatchDeadline(self._info, self._guard, self._guard.generation, key, *deadline)
+            with protected():
+                await self._wiring.control.tell(watch)
         await self._kernel.execute(cell)
         expressions: dict[str, Any] = {}
         for name, expression in cell.user_expressions.items():
