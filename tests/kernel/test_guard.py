@@ -20,6 +20,7 @@ from trio_subshells.kernel._guard import (
     CellGuard,
     EndReason,
     SubshellGuards,
+    ThrownInterrupt,
     _here,
     drive_tasks,
     exposed,
@@ -731,6 +732,22 @@ async def test_shields_are_lifted(in_a_task: bool) -> None:
             with pytest.raises(CellEnded):
                 await run(guard, cell)
     assert cleaned_up
+
+
+def test_an_interrupt_may_be_dropped_at_the_end_of_its_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ignored: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    kept = threading.local()
+
+    def keep() -> None:
+        kept.interrupt = ThrownInterrupt()
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    thread.join()
+    assert not ignored
 
 
 # ------------------------------------------------------------------------------------- signals

@@ -658,6 +658,8 @@ class ThrownInterrupt(KeyboardInterrupt):
     """
 
     def __del__(self) -> None:
+        if _here.exposure is None:
+            return  # the thread may be at its end, where nobody calls this
         if _may_strike_again(sys._getframe(1)):
             done: list[int] = [0]
             done[:] = map(_set_async_exc, (ctypes.c_ulong(threading.get_ident()),), (_again,))
