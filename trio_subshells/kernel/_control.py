@@ -129,7 +129,11 @@ class ControlHandler(Actor):
                         self._nursery = nursery
                         nursery.start_soon(self._receive_requests)
                         async for letter in mailbox:
-                            nursery.start_soon(self._handle, letter)
+                            if isinstance(letter.message, Meet):
+                                # Not in a task: another letter's might run before it.
+                                self._shell = letter.message.shell
+                            else:
+                                nursery.start_soon(self._handle, letter)
             except BaseException as error:
                 failure = without_cancelled(error)
                 raise
@@ -150,8 +154,6 @@ class ControlHandler(Actor):
 
     async def _serve_letter(self, letter: Letter) -> None:
         match letter.message:
-            case Meet(shell):
-                self._shell = shell
             case Adopt(life, wiring):
                 self._wiring = wiring
                 await self._take_in(life)
