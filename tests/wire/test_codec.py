@@ -258,7 +258,7 @@ def test_what_contains_itself_or_is_too_deep_cannot_be_sent() -> None:
     with pytest.raises(EncodeError, match="contains itself"):
         encode({"data": ring})
     deep: list[object] = []
-    for _ in range(100_000):
+    for _ in range(1_000_000):  # from CPython 3.14 on, it is the stack's size that is the limit
         deep = [deep]
     with pytest.raises(EncodeError, match="nested too deep"):
         encode(deep)
@@ -267,7 +267,7 @@ def test_what_contains_itself_or_is_too_deep_cannot_be_sent() -> None:
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'[{"\\ud800":'])
 def test_deep_nesting_is_an_error_like_any_other(opening: bytes) -> None:
     with pytest.raises(DecodeError, match="nested too deep"):
-        decode(opening * 100_000)
+        decode(opening * 1_000_000)
 
 
 def nested(depth: int, text: str) -> bytes:
