@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from types import FrameType
 from typing import Self
 
 import pytest
@@ -248,17 +249,7 @@ async def test_an_interrupt_ends_what_lets_itself_be_ended(
     assert cell.reason is EndReason.INTERRUPTED
 
 
-# CPython 3.12 takes an exception at the handler's jump backwards for one of the ``try`` itself. So
-# nothing gets out where one call is all there is in the ``try``, and the handler is empty.
-UNENDING_IN_312 = {sleep_in_spite_of_everything, await_in_spite_of_everything}
-ENDING = [
-    each
-    for each in (*GENTLE, *STUBBORN)
-    if sys.version_info[:2] != (3, 12) or each not in UNENDING_IN_312
-]
-
-
-@pytest.mark.parametrize("body", ENDING)
+@pytest.mark.parametrize("body", [*GENTLE, *STUBBORN])
 @pytest.mark.parametrize("reason", [EndReason.TIMED_OUT, EndReason.DELETED, EndReason.SHUTDOWN])
 async def test_it_ends_what_can_be_ended(
     body: Callable[[CellGuard, Flag], object], reason: EndReason
@@ -266,6 +257,23 @@ async def test_it_ends_what_can_be_ended(
     async with CellInThread(body) as cell:
         assert await cell.end(reason)
     assert cell.reason is reason
+
+
+async def test_a_cell_that_is_traced_is_ended_and_leaves_no_tool() -> None:
+    """Neither a debugger's trace function nor tools of `sys.monitoring` are in the ladder's way."""
+
+    def trace(frame: FrameType, event: str, arg: object) -> object:
+        return trace
+
+    def catch_everything_traced(guard: CellGuard, started: Flag) -> None:
+        sys.settrace(trace)
+        sleep_in_spite_of_everything(guard, started)
+
+    async with CellInThread(catch_everything_traced) as cell:
+        assert await cell.end(EndReason.DELETED)
+    assert cell.reason is EndReason.DELETED
+    if sys.version_info >= (3, 12):
+        assert "trio_subshells" not in map(sys.monitoring.get_tool, range(6))
 
 
 async def test_an_interrupt_may_be_caught_but_not_another_one() -> None:

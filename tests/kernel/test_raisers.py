@@ -8,13 +8,22 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from types import CodeType, FrameType
 from typing import Any
 from unittest import mock
 
 import pytest
 
 from trio_subshells.kernel import _raisers
-from trio_subshells.kernel._raisers import AsyncRaiser, SignalRaiser, without_our_frames
+from trio_subshells.kernel._raisers import (
+    AsyncRaiser,
+    LineRaiser,
+    SignalRaiser,
+    is_in_machinery,
+    without_our_frames,
+)
 
 
 def wait_to_be_hit(raiser: SignalRaiser) -> None:
@@ -163,3 +172,146 @@ def test_a_strike_waits_until_a_new_thread_runs() -> None:
     finally:
         lets_it_begin.set()
         thread.join()
+
+
+#: What looks for something to be raised, before it enters a traced function.
+WITHDRAWN_AND_TRACED = """
+import sys
+from trio_subshells.kernel._raisers import AsyncRaiser
+AsyncRaiser().withdraw()
+sys.settrace(lambda *arguments: None)
+(lambda: print("entered"))()
+"""
+
+
+def test_what_is_withdrawn_is_not_looked_for_ever_after() -> None:
+    """CPython 3.11 does, and never enters a function that a debugger traces."""
+    program = [sys.executable, "-c", WITHDRAWN_AND_TRACED]
+    ended = subprocess.run(program, check=False, capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("entered\n", "", 0)
+
+
+def test_what_is_made_for_a_traceback_only_is_not_struck() -> None:
+    """Such a frame is what Cython's extensions for several versions of Python make (pyzmq's)."""
+    made = compile("_getframe()", "an_extension.py", "eval")
+    assert is_in_machinery(eval(made, {"_getframe": sys._getframe}))
+    assert not is_in_machinery(eval("f()", {"f": sys._getframe}))
+
+
+def wanted_everywhere(frame: FrameType) -> type[KeyboardInterrupt]:
+    return KeyboardInterrupt
+
+
+if sys.version_info >= (3, 12):
+
+    def tools() -> list[str | None]:
+        return [sys.monitoring.get_tool(number) for number in range(6)]
+
+    @pytest.fixture
+    def tools_are_as_before() -> Iterator[None]:
+        before = tools()
+        yield
+        assert tools() == before
+
+    pytestmark = pytest.mark.usefixtures("tools_are_as_before")
+
+    def counting() -> int:
+        count = 0
+        count += 1
+        return count
+
+    def counting_too() -> int:
+        return counting()
+
+    def test_it_strikes_before_a_line() -> None:
+        raiser = LineRaiser(wanted_everywhere)
+        assert raiser.begin([counting.__code__])
+        with pytest.raises(KeyboardInterrupt) as hit:
+            counting_too()
+        raiser.end([counting.__code__])
+        assert counting_too() == 1
+        frames = without_our_frames(hit.value.__traceback__, None)
+        assert [frame.name for frame in traceback.extract_tb(frames)][-1] == "counting"
+
+    def test_it_strikes_in_what_runs_already() -> None:
+        raiser = LineRaiser(wanted_everywhere)
+
+        def begin_here() -> None:
+            raiser.begin([begin_here.__code__])
+            pytest.fail("this line is not to be run")
+
+        with pytest.raises(KeyboardInterrupt):
+            begin_here()
+        raiser.end([begin_here.__code__])
+
+    def test_it_asks_whether_to_strike() -> None:
+        frames: list[tuple[CodeType, int]] = []
+
+        def wanted(frame: FrameType) -> type[KeyboardInterrupt] | None:
+            frames.append((frame.f_code, frame.f_lineno))
+            return None
+
+        raiser = LineRaiser(wanted)
+        raiser.begin([counting.__code__])
+        assert counting() == 1
+        raiser.end([counting.__code__])
+        first = counting.__code__.co_firstlineno
+        assert frames == [(counting.__code__, first + number) for number in (1, 2, 3)]
+
+    def test_it_tells_code_from_code_that_is_equal() -> None:
+        source = compile("def f():\n    return 1\n", "twins.py", "exec")
+        first: dict[str, Any] = {}
+        exec(source, first)
+        second: dict[str, Any] = {}
+        exec(compile("def f():\n    return 1\n", "twins.py", "exec"), second)
+        assert first["f"].__code__ == second["f"].__code__
+        raiser = LineRaiser(wanted_everywhere)
+        raiser.begin([first["f"].__code__])
+        assert second["f"]() == 1
+        raiser.begin([second["f"].__code__])
+        raiser.end([first["f"].__code__])
+        assert first["f"]() == 1
+        with pytest.raises(KeyboardInterrupt):
+            second["f"]()
+        raiser.end([second["f"].__code__])
+
+    def test_it_goes_on_until_everybody_has_ended_it() -> None:
+        raiser = LineRaiser(wanted_everywhere)
+        raiser.begin([counting.__code__])
+        raiser.begin([counting.__code__])
+        raiser.end([counting.__code__])
+        with pytest.raises(KeyboardInterrupt):
+            counting()
+        raiser.end([counting.__code__])
+        assert counting() == 1
+
+    def test_it_does_without_where_others_have_all_the_tools() -> None:
+        free = [number for number, name in enumerate(tools()) if name is None]
+        for number in free:
+            sys.monitoring.use_tool_id(number, "somebody else's")
+        raiser = LineRaiser(wanted_everywhere)
+        assert not raiser.begin([counting.__code__])
+        assert counting() == 1
+        for number in free:
+            sys.monitoring.free_tool_id(number)
+
+    def test_a_user_who_frees_what_is_not_theirs_does_no_harm() -> None:
+        before = tools()
+        raiser = LineRaiser(wanted_everywhere)
+        raiser.begin([counting.__code__])
+        (ours,) = [number for number in range(6) if tools()[number] != before[number]]
+        sys.monitoring.free_tool_id(ours)
+        raiser.end([counting.__code__])
+        assert raiser.begin([counting.__code__])
+        with suppress(KeyboardInterrupt):
+            counting()
+        raiser.end([counting.__code__])
+        assert counting() == 1
+
+else:
+
+    def test_there_is_none_before_python_312() -> None:
+        raiser = LineRaiser(wanted_everywhere)
+        code = test_there_is_none_before_python_312.__code__
+        assert not raiser.begin([code])
+        raiser.end([code])

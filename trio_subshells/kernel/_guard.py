@@ -38,12 +38,13 @@ a cancel scope, say. So the raiser looks where the thread is, and waits for anot
 `Raiser`); it can't see what the thread is about to enter, so a strike may still come right at the
 beginning of such a function.
 
-Checked for: 3.11, 3.12 and 3.13, by tests that strike at every point of short cells; 3.14, by its
-``bytecodes.c`` only (``RESUME``, ``JUMP_BACKWARD`` and the ``CALL`` family check; what stores and
-loads attributes and slices doesn't). Not checked for: free-threaded builds. There the table above
-needs each thread's store to be seen before its load is made. An attribute is stored under its
-object's own lock, which orders the two on x86, but that is promised nowhere. And anywhere: a trace
-function in Python (`sys.settrace`: a debugger, coverage) adds such points to `_drive` itself.
+Checked for: 3.11 to 3.14, by tests that strike at every point of short cells (``RESUME``,
+``JUMP_BACKWARD`` and the ``CALL`` family check, though a call with keywords not always in 3.14;
+what stores and loads attributes and slices doesn't). Not checked for: free-threaded builds. There
+the table above needs each thread's store to be seen before its load is made. An attribute is stored
+under its object's own lock, which orders the two on x86, but that is promised nowhere. And
+anywhere: a trace function in Python (`sys.settrace`: a debugger, coverage) adds such points to
+`_drive` itself.
 
 What trio promises nowhere, and `test_guard` checks: that a task's coroutine can be replaced when
 the task is spawned (`drive_tasks`), and where a cancel scope keeps those within it
@@ -62,7 +63,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from types import FrameType, TracebackType, coroutine
+from types import CodeType, FrameType, TracebackType, coroutine
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import attrs
@@ -71,7 +72,13 @@ import trio
 
 from ..actors import Promise
 from ._fork import leave_child
-from ._raisers import AsyncRaiser, is_in_machinery, like_the_users
+from ._raisers import (
+    AsyncRaiser,
+    LineRaiser,
+    is_in_machinery,
+    is_like_the_users,
+    like_the_users,
+)
 
 T = TypeVar("T")
 
@@ -134,6 +141,7 @@ class Exposure:
 
     __slots__ = (
         "_alarm",
+        "_codes",
         "_generation",
         "_guard",
         "_raiser",
@@ -160,6 +168,7 @@ class Exposure:
         self._generation = generation
         self._raiser = raiser
         self._alarm: threading.Lock | None = None
+        self._codes: list[CodeType] = []  # struck before each of their lines
 
     # ----------------------------------------------------------------- in the ladder's thread
 
@@ -209,8 +218,11 @@ class Exposure:
         alarm = threading.Lock()
         alarm.acquire()
         self._alarm = alarm
-        # Nothing of ours is to catch what strikes here: see `FirmInterrupt`.
-        alarm.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+        # Nothing of ours is to catch what strikes here: see `FirmInterrupt`. CPython 3.14 doesn't
+        # look for it after a call with keywords; 3.11 and 3.12 may have forgotten to, if another
+        # thread is struck at the same time.
+        if alarm.acquire(True, min(seconds, threading.TIMEOUT_MAX)):
+            self._raiser.strike(FirmInterrupt if self.firmly else KeyboardInterrupt)
         self._alarm = None
 
     def forget_others(self) -> None:
@@ -219,9 +231,23 @@ class Exposure:
         self.raised = self.wanted = False
         self.forked = True
 
+    def strike_before_each_line(self, frame: FrameType | None) -> None:
+        """From now on, in what it has running at this moment."""
+        known = {id(code) for code in self._codes}
+        codes: dict[int, CodeType] = {}  # code compares equal to its likes
+        while frame is not None and frame.f_code not in _STEPPING:
+            code = frame.f_code
+            if not (id(code) in known or is_like_the_users(frame) or is_in_machinery(frame)):
+                codes[id(code)] = code
+            frame = frame.f_back
+        if _lines.begin(codes.values()):
+            self._codes += codes.values()
+
     def close(self) -> None:
         """It has ended."""
         self._guard.discard(self)
+        if self._codes:
+            _lines.end(self._codes)
 
 
 class _Canceller:
@@ -621,6 +647,7 @@ def _after_fork_in_child() -> None:
     if exposure is not None:
         exposure.forget_others()
         _here.exposure = None
+    _lines.forget_others()
 
 
 if hasattr(os, "register_at_fork"):
@@ -637,14 +664,16 @@ class FirmInterrupt(KeyboardInterrupt):
 
     Caught, it strikes anew at the next bytecode that allows for it, which is in the handler, or at
     the loop's jump back, outside of its ``try``. So each catch costs the code one level of its own,
-    until nothing of it is left.
+    until nothing of it is left. What has caught it `MOST_TIMES_AGAIN` times comes back to the same
+    ``try`` each time: there, from CPython 3.12 on, it strikes before each line instead. 3.12 needs
+    that often, as it takes an exception at the end of a handler for one of the ``try`` before.
 
     It is Python that makes it, in the thread that is struck: there, or when it is caught.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        if _may_strike_again(sys._getframe(1)):
+        if _strikes_again(sys._getframe(1)):
             done: list[int] = [0]
             # In this peculiar way, and last, as after a call it would strike right here.
             done[:] = map(_set_async_exc, (ctypes.c_ulong(threading.get_ident()),), (_again,))
@@ -660,7 +689,7 @@ class ThrownInterrupt(KeyboardInterrupt):
     def __del__(self) -> None:
         if _here.exposure is None:
             return  # the thread may be at its end, where nobody calls this
-        if _may_strike_again(sys._getframe(1)):
+        if _strikes_again(sys._getframe(1)):
             done: list[int] = [0]
             done[:] = map(_set_async_exc, (ctypes.c_ulong(threading.get_ident()),), (_again,))
 
@@ -672,15 +701,31 @@ for _interrupt in (FirmInterrupt, ThrownInterrupt):  # what users are shown
     _interrupt.__module__ = "builtins"
 
 
-def _may_strike_again(frame: FrameType) -> bool:
+def _may_strike(frame: FrameType) -> Exposure | None:
+    """What is to be struck firmly, if that is what runs in this frame of this thread."""
     exposure = _here.exposure
     if exposure is None or not (exposure.firmly and exposure.armed) or is_in_machinery(frame):
+        return None
+    return exposure
+
+
+def _strikes_again(frame: FrameType) -> bool:
+    exposure = _may_strike(frame)
+    if exposure is None:
         return False
     if exposure.times_again == 0:
+        exposure.strike_before_each_line(frame)
         return False
     exposure.times_again -= 1
     exposure.raised = True
     return True
+
+
+def _strikes_before_line(frame: FrameType) -> type[KeyboardInterrupt] | None:
+    return None if _may_strike(frame) is None else FirmInterrupt
+
+
+_lines = LineRaiser(_strikes_before_line)
 
 
 def protected() -> Protection:
@@ -785,6 +830,10 @@ def _stepped(body: Coroutine[Any, Any, T], exposure: Exposure) -> Generator[Any,
                 steps = map(stepped.throw, (ThrownInterrupt,))
             else:
                 steps = map(stepped.send, (sent,))
+
+
+_STEPPING: Final = frozenset({_stepped.__code__, _call_exposed.__code__})
+"""What arms an exposure, steps the cell's code, and disarms it."""
 
 
 def _delivers_cancelled(sent: object) -> bool:

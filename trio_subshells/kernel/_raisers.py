@@ -1,8 +1,9 @@
-"""The two ways to raise `KeyboardInterrupt` in a thread that computes: see `_guard`.
+"""The ways to raise `KeyboardInterrupt` in a thread that computes: see `_guard`.
 
 `AsyncRaiser` works in every thread; it strikes between two bytecodes, so a thread that is blocked
 in a system call is struck when the call returns. `SignalRaiser` is for the main thread of a process
-that is a kernel: a signal interrupts blocking system calls as well.
+that is a kernel: a signal interrupts blocking system calls as well. `LineRaiser` is for what these
+two have struck in vain: it strikes before every line.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, TypeVar
@@ -53,6 +55,11 @@ def like_the_users(function: F) -> F:
     return function
 
 
+def is_like_the_users(frame: FrameType) -> bool:
+    """Whether it runs a function of ours that `like_the_users` was told of."""
+    return frame.f_code in _LIKE_THE_USERS
+
+
 def is_in_machinery(frame: FrameType | None) -> bool:
     """Whether what runs in this frame is not to be torn apart by a strike.
 
@@ -63,7 +70,7 @@ def is_in_machinery(frame: FrameType | None) -> bool:
     while frame is not None and frame.f_code not in _LIKE_THE_USERS:
         module, function = str(frame.f_globals.get("__name__")), frame.f_code.co_name
         package = module.partition(".")[0]
-        if package in _MACHINERY or function == "__del__":
+        if package in _MACHINERY or function == "__del__" or _is_of_cython(frame):
             return True
         if (module, function) == ("threading", "start"):
             return True
@@ -71,6 +78,15 @@ def is_in_machinery(frame: FrameType | None) -> bool:
             return False
         frame = frame.f_back
     return False
+
+
+def _is_of_cython(frame: FrameType) -> bool:
+    """Whether it is the frame of one call, by which Cython adds a line of its own to a traceback.
+
+    In extensions for several versions of Python (pyzmq's wheels for 3.12 and later, for one). What
+    strikes there is lost, in favour of the exception whose traceback it is.
+    """
+    return frame.f_code.co_names == ("_getframe",) and "__name__" not in frame.f_globals
 
 
 # Prototypes of our own: those of `ctypes.pythonapi` are anybody's to change.
@@ -83,7 +99,32 @@ _frame_of: Final = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p)(
 _raise_in: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.py_object)(
     ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
 )
+_gil: Final[Callable[[], bool]] = getattr(sys, "_is_gil_enabled", lambda: True)
 _NOTHING: Final[ctypes.py_object[Any]] = ctypes.py_object()
+
+
+class _Nothing(BaseException):
+    """What has no other meaning than that it can be raised."""
+
+
+_something: Final = ctypes.py_object(_Nothing)
+
+
+def _withdraw(thread: int) -> None:
+    """Take back what has not been raised yet in that thread, which is the calling one."""
+    _raise_in(thread, _NOTHING)
+    if sys.version_info < (3, 13):
+        # Even that has told the interpreter that there is something to raise, and so it looks for
+        # it at every turn, in all threads, until it has raised something. That is slow; and a
+        # function that is traced is not entered before there is nothing more to look for.
+        while True:
+            try:
+                _raise_in(thread, _something)  # is raised here
+            except _Nothing:
+                return
+            except BaseException:  # of a signal's handler
+                _raise_in(thread, _NOTHING)
+                raise
 
 
 @attrs.frozen
@@ -102,7 +143,10 @@ class AsyncRaiser:
     @like_the_users
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         """Raise it at the thread's next bytecode: see `trio_subshells.kernel._guard.Raiser`."""
-        if is_in_machinery(_frame_of(self._state)):
+        # Without a GIL the thread runs on meanwhile: then all threads have to be stopped for that.
+        # Those builds are newer than the ones that it may stop for ever.
+        frame = _frame_of(self._state) if _gil() else sys._current_frames().get(self.thread)
+        if is_in_machinery(frame):
             return False
         _raise_in(self.thread, ctypes.py_object(error))
         return True
@@ -114,7 +158,7 @@ class AsyncRaiser:
 
     def withdraw(self) -> None:
         """Take back what has not been raised yet."""
-        _raise_in(self.thread, _NOTHING)
+        _withdraw(self.thread)
 
 
 class SignalRaiser:
@@ -151,7 +195,7 @@ class SignalRaiser:
         if self._pending:
             self._withdrawn_until = time.monotonic() + ON_ITS_WAY
             self._pending = False
-        _raise_in(self._thread, _NOTHING)
+        _withdraw(self._thread)
 
     @contextmanager
     def installed(self, on_interrupt: Callable[[], None]) -> Iterator[None]:
@@ -185,11 +229,101 @@ class SignalRaiser:
             signal.signal(signal.SIGINT, before)
 
 
+class LineRaiser:
+    """Raises before each line of certain code, in whichever thread runs that.
+
+    Through `sys.monitoring`, which is there from CPython 3.12 on and leaves debuggers, coverage and
+    the like alone, as they leave it; `sys.settrace` is theirs, so that is no substitute on 3.11.
+    Only that code is slowed down, and no longer than somebody asks for it.
+
+    Args:
+        wanted: called before each line with the frame that is about to run it; returns what is to
+            be raised there, if anything is. Code may be run by others than those who are meant.
+    """
+
+    _NAME: Final = "trio_subshells"
+    _TOOLS: Final = (4, 3, 5, 2, 1, 0)
+    """Nobody has a claim to the first two of these numbers; a debugger and the like to others."""
+
+    def __init__(self, wanted: Callable[[FrameType], type[KeyboardInterrupt] | None]) -> None:
+        self._wanted = wanted
+        self._tool: int | None = None
+        self._codes: Counter[int] = Counter()  # by identity: code compares equal to its likes
+        self._lock = threading.Lock()
+
+    if sys.version_info >= (3, 12):
+
+        def begin(self, codes: Iterable[CodeType]) -> bool:
+            """Strike in these from now on, even where they run already.
+
+            Returns:
+                whether that can be done: six tools at the same time are the most there may be.
+            """
+            with self._lock:
+                if not self._has_tool():
+                    self._codes.clear()
+                    self._tool = self._new_tool()
+                if self._tool is None:
+                    return False
+                for code in codes:
+                    self._codes[id(code)] += 1
+                    sys.monitoring.set_local_events(self._tool, code, sys.monitoring.events.LINE)
+            return True
+
+        def end(self, codes: Iterable[CodeType]) -> None:
+            """No more; once for every `begin` with the same code that has returned true."""
+            with self._lock:
+                if not self._has_tool():
+                    return
+                assert self._tool is not None
+                for code in codes:
+                    self._codes[id(code)] -= 1
+                    if self._codes[id(code)] <= 0:
+                        del self._codes[id(code)]
+                        sys.monitoring.set_local_events(self._tool, code, 0)
+                if not self._codes:
+                    sys.monitoring.register_callback(self._tool, sys.monitoring.events.LINE, None)
+                    sys.monitoring.free_tool_id(self._tool)
+                    self._tool = None
+
+        def _has_tool(self) -> bool:
+            """Users may free what isn't theirs."""
+            return self._tool is not None and sys.monitoring.get_tool(self._tool) == self._NAME
+
+        def _new_tool(self) -> int | None:
+            for tool in self._TOOLS:
+                if sys.monitoring.get_tool(tool) is None:
+                    sys.monitoring.use_tool_id(tool, self._NAME)
+                    sys.monitoring.register_callback(
+                        tool, sys.monitoring.events.LINE, self._on_line
+                    )
+                    return tool
+            return None
+
+    else:
+
+        def begin(self, codes: Iterable[CodeType]) -> bool:
+            """This Python doesn't have it."""
+            return False
+
+        def end(self, codes: Iterable[CodeType]) -> None:
+            """Nothing has begun."""
+
+    def _on_line(self, code: CodeType, line: int) -> None:
+        error = self._wanted(sys._getframe(1))
+        if error is not None:
+            raise error
+
+    def forget_others(self) -> None:
+        """In a forked child: who had the lock isn't there."""
+        self._lock = threading.Lock()
+
+
 def without_our_frames(frames: TracebackType | None, package: str | None) -> TracebackType | None:
     """A traceback as the author of the code wants it, whose code it is.
 
     Args:
-        frames: changed in place, where the signal handler's frame is cut off its end.
+        frames: changed in place, where the frame of what has raised is cut off its end.
         package: whose frames are taken off the beginning: they have run the code.
     """
     while frames is not None and frames.tb_frame.f_globals.get("__package__") == package:
