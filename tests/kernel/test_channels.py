@@ -78,3 +78,27 @@ async def test_a_dropped_message_is_not_kept(
         with trio.fail_after(60):
             await gone.wait()
         nursery.cancel_scope.cancel()
+
+
+class Flood(OneMessage):
+    """A ROUTER on which messages arrive faster than they can be taken."""
+
+    def __init__(self, frames: list[bytes]) -> None:
+        super().__init__(frames)
+        self.taken = 0
+        self._again = frames
+
+    def receive_nowait(self) -> list[bytes]:
+        self.taken += 1
+        return self._again
+
+
+@pytest.mark.parametrize("key", [b"", b"another key"], ids=["taken", "dropped"])
+def test_who_sends_for_ever_does_not_keep_others_waiting_for_ever(key: bytes) -> None:
+    message = WireSession(key).serialize("execute_request", {"code": ""})
+    flood = Flood([b"client", *message])
+    drops = Drops()
+    receiver = WireSession(b"kernel's key" if key else b"").receiver(replay_memory=0)
+    taken = list(ClientSocket("shell", flood, receiver, drops).receive_what_is_there(7))
+    assert flood.taken == 7
+    assert len(taken) + sum(each.count for each in drops.counts()) == 7

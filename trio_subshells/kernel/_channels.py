@@ -7,7 +7,7 @@ and only such as a client sends on that channel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import trio
@@ -136,21 +136,27 @@ class ClientSocket:
         except MalformedMessage as error:
             return error.args
 
-    def receive_nowait(self) -> Envelope:
-        """The next message that has arrived. Not while one is being verified: that came before it.
+    def receive_what_is_there(self, most: int) -> Iterator[Envelope]:
+        """The messages that have arrived. Not while one is being verified: that came before them.
 
-        Raises:
-            trio.WouldBlock: there is none.
+        Args:
+            most: how many may be taken at once, those included that are dropped: a client that
+                sends faster than they are taken must not keep everybody else waiting.
         """
         assert self.verifying is None
-        while True:
-            frames = self._socket.receive_nowait()
+        for _ in range(most):
             try:
-                return self._checked(self._receiver.receive(frames))
+                frames = self._socket.receive_nowait()
+            except trio.WouldBlock:
+                return
+            try:
+                envelope = self._checked(self._receiver.receive(frames))
             except MalformedMessage as error:
                 self.drop(error.reason, str(error))
             except _NotForHere as error:
                 self.drop(DropReason.NOT_A_REQUEST, str(error))
+            else:
+                yield envelope
 
     def _checked(self, envelope: Envelope) -> Envelope:
         """Refuse what nobody waits for an answer to."""

@@ -67,6 +67,9 @@ MOST_PENDING: Final = 10_000
 MOST_PENDING_BYTES: Final = 1 << 28
 """How large they may be together. However large it is, one that comes to nothing else is taken."""
 
+MOST_AT_ONCE: Final = 1000
+"""Messages that are taken from the socket without a look at anything else."""
+
 SUBSCRIBER_PATIENCE: Final = 1.0
 """Seconds after the start in which a first subscriber to iopub is waited for: not every client has
 an interest in output."""
@@ -269,9 +272,8 @@ class ShellChannel(Actor):
         self._tell(subshell_id, ThatIsAll())
 
     def _take_what_is_there(self, nursery: trio.Nursery) -> None:
-        with suppress(trio.WouldBlock):
-            while True:
-                self._take(self._clients.receive_nowait(), nursery)
+        for envelope in self._clients.receive_what_is_there(MOST_AT_ONCE):
+            self._take(envelope, nursery)
 
     def _take(self, envelope: Envelope, nursery: trio.Nursery) -> None:
         msg_type = envelope.header.msg_type

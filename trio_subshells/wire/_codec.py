@@ -30,7 +30,9 @@ import dataclasses
 import json
 import numbers
 import operator
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any, Final
 
 import attrs
@@ -46,6 +48,10 @@ class EncodeError(ValueError):
 
 class DecodeError(ValueError):
     """A frame isn't JSON, or isn't UTF-8. Callers turn it into `MalformedMessage`."""
+
+
+class NestedTooDeep(DecodeError):
+    """It has more levels than `MOST_NESTED`: no reader is to try it."""
 
 
 def encode(value: object) -> bytes:
@@ -95,6 +101,8 @@ def decode(frame: bytes) -> Any:
     """
     try:
         return decode_strictly(frame)
+    except NestedTooDeep:
+        raise
     except DecodeError:
         return _decode_slowly(frame)
 
@@ -122,12 +130,16 @@ def _check_depth(frame: bytes) -> None:
     unescaped = frame.replace(b"\\\\", b"").replace(b'\\"', b"")
     outside_of_strings = b"".join(unescaped.split(b'"')[::2])
     brackets = outside_of_strings.translate(_ONE_KIND, _NO_BRACKETS)
-    for _ in range(MOST_NESTED):
-        if not brackets:
-            return
-        brackets = brackets.replace(b"[]", b"")  # of each branch, the innermost level
-    if brackets:
-        raise DecodeError(
+    for level in range(_FEW_LEVELS):
+        left = brackets.replace(b"[]", b"")  # of each branch, the innermost level
+        if len(left) == len(brackets):  # the rest is ]]...[[
+            depth = level + brackets.count(b"[")
+            break
+        brackets = left
+    else:  # Rare, and looked at once: level by level, 100 kB could take 50 ms.
+        depth = _FEW_LEVELS + max(accumulate(array("b", brackets.translate(_STEPS))), default=0)
+    if depth > MOST_NESTED:
+        raise NestedTooDeep(
             f"it is nested too deep (more than {MOST_NESTED} levels), or its brackets don't match"
         )
 
@@ -154,6 +166,8 @@ overflow``), and take the process with it."""
 
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND: Final = bytes.maketrans(b"{}", b"[]")
+_STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")  # 1 and -1
+_FEW_LEVELS: Final = 8
 
 # What msgspec writes by itself, and what can't hide anything that it refuses.
 _SAFE_LEAVES: Final = frozenset({type(None), bool, int, float, bytes, bytearray})
@@ -242,7 +256,6 @@ def _valid_text(text: str) -> str:
 
 def _decode_slowly(frame: bytes) -> Any:
     """Decode what the fast path refused, with the standard library's tolerances."""
-    _check_depth(frame)
     try:
         return json.loads(frame.decode("utf-8"))
     except UnicodeDecodeError as error:

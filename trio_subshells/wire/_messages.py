@@ -103,6 +103,8 @@ class Header:
         try:
             try:
                 fields, raw = _codec.decode_strictly(frame), frame
+            except _codec.NestedTooDeep:
+                raise
             except _codec.DecodeError:
                 fields = _codec.decode(frame)
                 raw = _codec.encode(fields)
