@@ -1,0 +1,495 @@
+"""The simulator: threads, time and the order of things, all in one OS thread and all by decision.
+
+A `Simulation` runs one schedule. Its threads are `Loop`s, each with the trio loop that a real thread
+would have; the actors that run in them can't tell the difference. Whenever more than one thing
+could happen next, a *decision* is made, by a strategy: which of the runnable tasks makes its next
+step (up to its next checkpoint), which happening takes place, or whether time passes.
+
+What can happen is kept in one list, oldest first. Where several things have become possible in the
+same step, in an order that depends on addresses of objects (trio keeps sets), they are put in the
+order in which their tasks were spawned. So a schedule depends on the decisions and on nothing else.
+
+The default decision is to go on with the task that ran last, else with what has waited longest.
+A schedule is written down as its deviations from that (`_schedules`).
+
+Each thread has a greenlet, so that synchronous code can block its thread while the others go on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import attrs
+import outcome
+import trio
+from greenlet import getcurrent, greenlet
+
+from ._errors import Deadlock, NoProgress, RealInput, Unjoined
+from ._loops import Loop, VirtualClock, restore_place, save_place
+
+if TYPE_CHECKING:
+    from ._record import Recorder
+
+TIME: Final = -1
+"""What a strategy chooses to let time pass, though something could happen now."""
+
+_STEPS_TO_END: Final = 5_000
+"""Steps that the tasks have to end after a failure, when they are cancelled; then they are closed."""
+
+
+class Turn:
+    """Something that can happen next: a step of a task, or a happening.
+
+    Attributes:
+        thread: whose it is.
+        task: the task; None for a happening.
+        happen: what happens; None for a task.
+        name: unique in a run, and the same in each run of the same schedule.
+        order: when it was first seen, counted.
+        since: the decision from which on it could have happened.
+    """
+
+    __slots__ = ("children", "happen", "name", "order", "priority", "since", "task", "thread")
+
+    def __init__(
+        self,
+        thread: SimulatedThread,
+        name: str,
+        order: int,
+        task: trio.lowlevel.Task | None = None,
+        happen: Callable[[], object] | None = None,
+    ) -> None:
+        self.thread = thread
+        self.name = name
+        self.order = order
+        self.task = task
+        self.happen = happen
+        self.since = 0
+        self.priority = 0.0
+        self.children: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Turn {self.name}>"
+
+
+class Chooser(Protocol):
+    """What a strategy makes for one schedule."""
+
+    def choose(self, simulation: Simulation, default: int) -> int:
+        """Which of ``simulation.turns`` is next: its index, or `TIME`.
+
+        Only asked where there are at least two, or where `wants_time` is true and time could pass.
+        """
+
+    @property
+    def wants_time(self) -> bool:
+        """Whether time may pass before everything has come to rest."""
+
+
+@attrs.frozen
+class Deviation:
+    """A decision that wasn't the default.
+
+    Attributes:
+        decision: which one, counted from 0.
+        choice: the name of the turn that was chosen.
+    """
+
+    decision: int
+    choice: str
+
+
+class SimulatedThread:
+    """A thread of the simulated process: a trio loop, and whether synchronous code blocks it."""
+
+    def __init__(self, name: str, ident: int) -> None:
+        self.name = name
+        self.ident = ident
+        self.loop: Loop
+        self.greenlet: greenlet
+        self.blocked: Turn | None = None
+        self.held: list[Turn] = []
+        self.ended: Callable[[outcome.Outcome[object]], None]
+
+    def __repr__(self) -> str:
+        return f"<SimulatedThread {self.name}>"
+
+
+class Simulation:
+    """One run of an async function, under control.
+
+    Args:
+        chooser: makes the decisions.
+        max_steps: how many steps a run may take before it counts as one without progress.
+        fairness: how many decisions a turn may wait at most; None for no bound.
+        checks: called after each step; what one raises is the run's failure.
+        recorder: notes what happens, for a report; that takes time.
+    """
+
+    current: Simulation | None = None
+    """The one that runs, in the OS thread that runs it."""
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        *,
+        max_steps: int = 100_000,
+        fairness: int | None = None,
+        checks: tuple[Callable[[], object], ...] = (),
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.clock = VirtualClock()
+        self.turns: list[Turn] = []
+        self.decisions = 0
+        self.deviations: list[Deviation] = []
+        self.trace: list[int] = []
+        self.threads: list[SimulatedThread] = []
+        self.failure: BaseException | None = None
+        self._chooser = chooser
+        self._max_steps = max_steps
+        self._fairness = fairness
+        self.checks = list(checks)
+        self.recorder = recorder
+        self._fresh: list[trio.lowlevel.Task] = []
+        self._known: dict[trio.lowlevel.Task, Turn] = {}
+        self._thread_of: dict[object, SimulatedThread] = {}
+        self._timers: list[tuple[float, int, Turn]] = []
+        self._orders = itertools.count()
+        self._idents = itertools.count(1)
+        self._turn: Turn | None = None
+        self._entered: SimulatedThread | None = None
+        self._root = getcurrent()
+        self._cancel_all: list[trio.CancelScope] = []
+
+    # ----------------------------------------------------------------------------- the run
+
+    def run(self, body: Callable[[], Awaitable[object]]) -> outcome.Outcome[object]:
+        """Run `body` in a simulated main thread, and all that it starts, to the end."""
+        results: list[outcome.Outcome[object]] = []
+        self.start_thread("main", body, results.append)
+        outside = Simulation.current
+        Simulation.current = self
+        place = save_place()
+        try:
+            self._turn = self._decide()
+            while self._turn is not None:
+                self._turn.thread.greenlet.switch()
+        finally:
+            for thread in reversed(self.threads):
+                thread.loop.abandon()
+            restore_place(place)
+            Simulation.current = outside
+            self._known.clear()
+            self._thread_of.clear()
+        if self.failure is not None:
+            return outcome.Error(self.failure)
+        return results[0]
+
+    def start_thread(
+        self,
+        name: str,
+        body: Callable[[], Awaitable[object]],
+        ended: Callable[[outcome.Outcome[object]], None],
+    ) -> SimulatedThread:
+        """Start a thread that runs a trio loop with `body`; `ended` is called at its end."""
+
+        async def root() -> object:
+            with trio.CancelScope() as scope:
+                self._cancel_all.append(scope)
+                if self.failure is not None:
+                    scope.cancel()
+                return await body()
+
+        thread = SimulatedThread(name, -next(self._idents))
+        thread.loop = Loop(root, self.clock, self._fresh.append)
+        thread.greenlet = greenlet(lambda: self._serve(thread), self._root)
+        thread.ended = ended
+        self.threads.append(thread)
+        self._thread_of[thread.loop.runner] = thread
+        self._step(thread, None)  # the loop's first task is there now
+        return thread
+
+    def _serve(self, thread: SimulatedThread) -> None:
+        """What the greenlet of a thread does, until its loop has finished."""
+        while (turn := self._turn) is not None:
+            if turn.thread is not thread:
+                turn.thread.greenlet.switch()
+                continue
+            if turn.task is None:
+                assert turn.happen is not None
+                turn.happen()
+            else:
+                self._step(thread, turn.task)
+            self._turn = self._decide()
+            if thread.loop.finished:
+                return
+
+    def _step(self, thread: SimulatedThread, task: trio.lowlevel.Task | None) -> None:
+        before = self._entered
+        if thread is not before:
+            self._entered = thread
+            thread.loop.enter()
+        try:
+            thread.loop.step(task)
+        except BaseException as error:
+            self.fail(error)
+        if thread.loop.finished:
+            self._entered = None
+            self._end_of(thread)
+        elif task is None and before is not None and before is not thread:
+            self._entered = before
+            before.loop.enter()
+
+    def _end_of(self, thread: SimulatedThread) -> None:
+        self.threads.remove(thread)
+        result = thread.loop.runner.main_task_outcome
+        if result is None:
+            result = outcome.Error(self.failure or trio.TrioInternalError("the loop has died"))
+        thread.ended(result)
+        if thread.name == "main" and self.threads and self.failure is None:
+            names = ", ".join(each.name for each in self.threads)
+            self.fail(Unjoined(f"the run has ended, but these threads go on: {names}"))
+
+    def fail(self, error: BaseException) -> None:
+        """The run has failed: end it. The first failure is the one that counts."""
+        if self.failure is None:
+            self.failure = error
+            self._max_steps = len(self.trace) + _STEPS_TO_END
+            for scope in self._cancel_all:
+                scope.cancel()
+
+    # ------------------------------------------------------------------------- what is next
+
+    def _decide(self) -> Turn | None:
+        """The next thing to happen; None if all is over."""
+        if self.checks and self.failure is None:
+            self._check()
+        turns = self.turns
+        last = self._turn
+        while True:
+            default = self._take_fresh(last)
+            if len(self.trace) >= self._max_steps:
+                if self.failure is not None:
+                    return None
+                self.fail(NoProgress(f"no end after {self._max_steps:,} steps"))
+                continue
+            if not turns:
+                if not self._come_to_rest():
+                    return None
+                continue
+            if self.failure is not None:
+                index = 0
+            elif len(turns) == 1 and not self._chooser.wants_time:
+                index = 0
+            else:
+                index = self._choose(default)
+                if index == TIME:
+                    continue
+            turn = turns.pop(index)
+            self.trace.append(turn.order)
+            if self.recorder is not None:
+                self.recorder.turn(self, turn)
+            return turn
+
+    def _choose(self, default: int) -> int:
+        turns = self.turns
+        time = self._chooser.wants_time and self.next_time() < math.inf
+        if len(turns) == 1 and not time:
+            return 0
+        decision = self.decisions
+        self.decisions = decision + 1
+        if self._fairness is not None and decision - turns[0].since > self._fairness:
+            index = 0
+        else:
+            index = self._chooser.choose(self, default)
+        if index != default:
+            if index == TIME:
+                self.deviations.append(Deviation(decision, "time"))
+                self._pass_time()
+            else:
+                self.deviations.append(Deviation(decision, turns[index].name))
+        return index
+
+    def _take_fresh(self, last: Turn | None) -> int:
+        """Put into the list what has become possible; return which is the default."""
+        fresh = self._fresh
+        if not fresh:
+            return 0
+        known = self._known
+        default = 0
+        turns = self.turns
+        if len(fresh) > 1:
+            new = [known.get(task) or self._register(task) for task in fresh]
+            new.sort(key=_order)
+        else:
+            task = fresh[0]
+            new = [known.get(task) or self._register(task)]
+        fresh.clear()
+        for turn in new:
+            turn.since = self.decisions
+            if turn.thread.blocked is not None:
+                turn.thread.held.append(turn)
+                continue
+            if turn is last:
+                default = len(turns)
+            turns.append(turn)
+        return default
+
+    def _register(self, task: trio.lowlevel.Task) -> Turn:
+        thread = self._thread_of[task._runner]
+        parent = None
+        if task.parent_nursery is not None:
+            parent = self._known.get(task.parent_nursery.parent_task)
+        name = _short(task.name)
+        if parent is None or parent.name == thread.name:
+            siblings = parent.children if parent is not None else {}
+            name = thread.name if parent is None else f"{thread.name}/{name}"
+        else:
+            siblings = parent.children
+            name = f"{parent.name}/{name}"
+        number = siblings[name] = siblings.get(name, 0) + 1
+        if number > 1:
+            name = f"{name}#{number}"
+        turn = Turn(thread, name, next(self._orders), task)
+        self._known[task] = turn
+        if self.recorder is not None:
+            self.recorder.spawned(self, turn)
+        return turn
+
+    def _come_to_rest(self) -> bool:
+        """Nothing can happen now: what does next? False: nothing ever will."""
+        for thread in self.threads:
+            if thread.blocked is None and thread.loop.waits_for_idle():
+                self._enter(thread)
+                thread.loop.tell_idle()
+                return True
+        if self.next_time() < math.inf:
+            self._pass_time()
+            return True
+        if not self.threads:
+            return False
+        if self.failure is not None:
+            return False
+        if any(thread.loop.descriptors_waited_for() for thread in self.threads):
+            self.fail(RealInput.of(self))
+        else:
+            self.fail(Deadlock.of(self))
+        return True
+
+    def _enter(self, thread: SimulatedThread) -> None:
+        self._entered = thread
+        thread.loop.enter()
+
+    def _check(self) -> None:
+        try:
+            for check in self.checks:
+                check()
+        except Exception as error:
+            self.fail(error)
+
+    # --------------------------------------------------------------------------------- time
+
+    def next_time(self) -> float:
+        """When the next thing is due, in virtual seconds; `math.inf` if nothing is."""
+        times = [each.loop.next_deadline() for each in self.threads if each.blocked is None]
+        if self._timers:
+            times.append(self._timers[0][0])
+        return min(times, default=math.inf)
+
+    def _pass_time(self) -> None:
+        """Let time pass until the next thing is due, and let it become possible."""
+        self.clock.now = now = max(self.clock.now, self.next_time())
+        while self._timers and self._timers[0][0] <= now:
+            self.add(heapq.heappop(self._timers)[2])
+        for thread in list(self.threads):
+            if thread.blocked is None and thread.loop.next_deadline() <= now:
+                self._step(thread, None)
+
+    # --------------------------------------------------------------------------- happenings
+
+    def happening(
+        self, thread: SimulatedThread, name: str, happen: Callable[[], object]
+    ) -> Turn:
+        """Make a happening, to `add` when it can take place, or `add_at` a time."""
+        return Turn(thread, name, next(self._orders), happen=happen)
+
+    def add(self, turn: Turn) -> None:
+        """Let it be possible from now on."""
+        turn.since = self.decisions
+        self.turns.append(turn)
+
+    def add_at(self, time: float, turn: Turn) -> None:
+        """Let it be possible from a time on, in virtual seconds."""
+        heapq.heappush(self._timers, (time, turn.order, turn))
+
+    def remove(self, turn: Turn) -> None:
+        """Let it not be possible any more."""
+        if turn in self.turns:
+            self.turns.remove(turn)
+        self._timers = [each for each in self._timers if each[2] is not turn]
+        heapq.heapify(self._timers)
+
+    # ------------------------------------------------------------------ synchronous blocking
+
+    @property
+    def thread(self) -> SimulatedThread | None:
+        """The thread whose step this is, if any."""
+        return self._turn.thread if self._turn is not None else None
+
+    def block(self, resume: Turn) -> None:
+        """Block the thread that runs until `resume`, which is its, takes place.
+
+        Nothing else of that thread happens meanwhile: neither its other tasks nor its deadlines.
+        """
+        thread = resume.thread
+        assert thread is self.thread
+        assert self._turn is not None
+        interrupted = self._turn
+        place = save_place()
+        thread.blocked = resume
+        thread.held += [each for each in self.turns if each.thread is thread and each is not resume]
+        self.turns[:] = [
+            each for each in self.turns if each.thread is not thread or each is resume
+        ]
+        self._turn = None
+        self._turn = self._decide()
+        while self._turn is not resume:
+            if self._turn is None:
+                self._root.switch()  # the run is over, and this thread is abandoned
+            else:
+                self._turn.thread.greenlet.switch()
+        thread.blocked = None
+        self.turns += thread.held
+        thread.held.clear()
+        self._turn = interrupted
+        self._entered = thread
+        restore_place(place)
+        thread.loop.enter()
+
+    def sleep(self, seconds: float) -> None:
+        """Block the thread that runs for virtual seconds."""
+        thread = self.thread
+        assert thread is not None
+        resume = self.happening(thread, f"{thread.name} wakes up", lambda: None)
+        self.add_at(self.clock.now + seconds, resume)
+        self.block(resume)
+
+
+def _order(turn: Turn) -> int:
+    return turn.order
+
+
+def _short(name: str) -> str:
+    """A task's name for people: of ``package.module.Class.method.<locals>.f``, ``f``."""
+    if name.startswith("<"):
+        return name
+    return name.rpartition(".")[2] or name
+
+
+def current_simulation() -> Any:
+    """The simulation that runs, or None."""
+    return Simulation.current
