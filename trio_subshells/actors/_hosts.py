@@ -101,20 +101,30 @@ class ThreadHost:
             RuntimeError: the machine can't start another thread.
             BaseException: whatever `body` raised, the very object.
         """
-        child = _ChildThread(body, attach)
-        context = contextvars.copy_context()
-        thread = threading.Thread(
-            target=context.run, args=(child.main,), name=f"trio {name}", daemon=True
-        )
-        thread.start()
+        child = ChildThread(body, attach)
+        join = start_thread(child, name)
         await child.wait_finished()
-        thread.join()
+        join()
         child.result.unwrap()
         if child.was_cancelled:
             await trio.lowlevel.checkpoint_if_cancelled()
 
 
-class _ChildThread:
+def _start_thread(child: ChildThread, name: str) -> Callable[[], None]:
+    """Run ``child.main`` in a new OS thread; returns what joins it."""
+    context = contextvars.copy_context()
+    thread = threading.Thread(
+        target=context.run, args=(child.main,), name=f"trio {name}", daemon=True
+    )
+    thread.start()
+    return thread.join
+
+
+start_thread: Callable[[ChildThread, str], Callable[[], None]] = _start_thread
+"""How threads are started. `trio_subshells.testing` has its own way while it simulates them."""
+
+
+class ChildThread:
     """What the warden and its thread share.
 
     Each attribute is written by one side only, but for the cancel request, which the lock pairs
@@ -127,7 +137,7 @@ class _ChildThread:
         attach: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._body = body
-        self._attach = attach
+        self.attach = attach
         self._parent_token = trio.lowlevel.current_trio_token()
         self._parent_task = trio.lowlevel.current_task()
         self._lock = threading.Lock()
@@ -139,14 +149,20 @@ class _ChildThread:
     # ------------------------------------------------------------------- in the child's thread
 
     def main(self) -> None:
-        self.result = outcome.capture(self._run)
+        """The whole life of the thread."""
+        self.end(outcome.capture(self._run))
+
+    def end(self, result: outcome.Outcome[None]) -> None:
+        """Tell the warden how it has ended: the very last thing."""
+        self.result = result
         self._parent_token.run_sync_soon(self._wake_parent)
 
     def _run(self) -> None:
-        with self._attach():
-            trio.run(self._root)
+        with self.attach():
+            trio.run(self.root)
 
-    async def _root(self) -> None:
+    async def root(self) -> None:
+        """What the thread's trio loop runs."""
         token = trio.lowlevel.current_trio_token()
         with trio.CancelScope() as scope:
             with self._lock:

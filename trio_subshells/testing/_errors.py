@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -34,21 +35,7 @@ class Unjoined(SimulationFailure):
 
 
 class RealInput(SimulationFailure):
-    """A task waits for something outside of the simulation."""
-
-    @classmethod
-    def of(cls, simulation: Simulation) -> RealInput:
-        """Say who waits where."""
-        lines = [f"  {name} waits at {where}" for name, where in waiting(simulation)]
-        return cls(
-            "\n".join(
-                [
-                    "a task waits for real I/O, which isn't simulated (use memory channels, or "
-                    "trio.testing.memory_stream_pair); these tasks wait:",
-                    *lines,
-                ]
-            )
-        )
+    """A task wants something of the operating system, which isn't simulated."""
 
 
 def waiting(simulation: Simulation) -> Iterator[tuple[str, str]]:
@@ -64,7 +51,8 @@ def await_place(task: trio.lowlevel.Task) -> str | None:
     """Where a task waits: the innermost line that isn't trio's."""
     found = None
     for frame, line in task.iter_await_frames():
-        file = frame.f_code.co_filename
-        if not frame.f_globals.get("__name__", "").startswith(("trio.", "outcome")):
-            found = f"{file.rpartition('/')[2]}:{line}, in {frame.f_code.co_name}"
+        is_trios = frame.f_globals.get("__name__", "").startswith(("trio.", "outcome"))
+        if found is None or not is_trios:
+            file = Path(frame.f_code.co_filename).name
+            found = f"{file}:{line}, in {frame.f_code.co_name}"
     return found

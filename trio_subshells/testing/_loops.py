@@ -11,25 +11,29 @@ Everything that the simulator leans on and that trio doesn't document is in this
   yields the one task that was chosen makes a step of it. Nothing of trio is patched or slowed down
   for that, and no task can tell the difference: a task that waits longer in the queue than others is
   one that trio's own order, which is unspecified, might have put last.
-- ``Runner.deadlines``, ``Runner.waiting_for_idle`` and ``Runner.entry_queue`` say what else the
-  loop waits for.
-
-There is no I/O in a simulated thread: nothing ever looks at a descriptor.
+- ``Runner.deadlines`` and ``Runner.waiting_for_idle`` say what else the loop waits for. What wakes
+  it from outside, ``Runner.entry_queue``, and what looks at descriptors, ``Runner.io_manager``, are
+  given to it: a simulated thread has no descriptors.
 """
 
 from __future__ import annotations
 
+import contextvars
 import math
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import suppress
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import outcome
 import trio
 from trio._core import _run as trio_run
+from trio._core._entry_queue import EntryQueue
+from trio._core._ki import KIManager
+
+from ._errors import RealInput
 
 _context: Final = trio_run.GLOBAL_RUN_CONTEXT
 
@@ -83,8 +87,7 @@ class _Wakeup:
     There are no other threads: whoever wakes the loop has the OS thread, and may wake the task.
     """
 
-    def __init__(self, runner: trio_run.Runner) -> None:
-        self._runner = runner
+    def __init__(self) -> None:
         self._woken = False
         self._waiter: trio.lowlevel.Task | None = None
 
@@ -93,7 +96,7 @@ class _Wakeup:
             self._woken = True
         else:
             waiter, self._waiter = self._waiter, None
-            self._runner.reschedule(waiter)
+            waiter._runner.reschedule(waiter)
 
     async def wait_woken(self) -> None:
         if self._woken:
@@ -117,6 +120,25 @@ class _Wakeup:
         """Nothing is held."""
 
 
+class _NoIO:
+    """Stands in for what looks at descriptors: nobody does."""
+
+    def process_events(self, events: object) -> None:
+        """There are none."""
+
+    def force_wakeup(self) -> None:
+        """Nothing sleeps."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RealInput(
+            f"trio.lowlevel.{name}() needs the operating system, and there is no I/O in a "
+            "simulation: use memory channels, or trio.testing.memory_stream_pair()"
+        )
+
+
 class Loop:
     """One trio loop, under control. Entered by `step`, left when that returns.
 
@@ -133,12 +155,16 @@ class Loop:
         woken: Callable[[trio.lowlevel.Task], object],
     ) -> None:
         outside = sys.get_asyncgen_hooks()
-        inside = _context.__dict__.copy()
-        _context.__dict__.clear()
-        self.runner = trio_run.setup_runner(clock, [], False, True)
-        self.runner.ki_manager.close()  # Ctrl-C ends the simulation, it isn't part of it
-        self.runner.entry_queue.wakeup.close()
-        self.runner.entry_queue.wakeup = _Wakeup(self.runner)  # type: ignore[assignment]
+        self.runner = trio_run.Runner(
+            clock=clock,
+            instruments=trio_run.Instruments(()),
+            io_manager=_NoIO(),  # type: ignore[arg-type]
+            ki_manager=KIManager(),  # not installed: Ctrl-C isn't part of the simulation
+            strict_exception_groups=True,
+            system_context=contextvars.copy_context(),
+            entry_queue=EntryQueue(wakeup=_Wakeup()),  # type: ignore[arg-type]
+        )
+        self.runner.asyncgens.install_hooks(self.runner)
         self._queue = _RunQueue(woken)
         self.runner.runq = self._queue  # type: ignore[assignment]
         self._hooks = sys.get_asyncgen_hooks()
@@ -146,7 +172,6 @@ class Loop:
         self._passes: Generator[float, Any, None] = trio_run.unrolled_run(self.runner, body, ())
         self._first = True
         sys.set_asyncgen_hooks(*outside)
-        _context.__dict__.update(inside)
 
     @property
     def outcome(self) -> outcome.Outcome[object]:
@@ -190,15 +215,6 @@ class Loop:
         self.step(None)  # it looks whether it is idle before it yields
         self.step(None)
         self._queue.idle = False
-
-    def descriptors_waited_for(self) -> bool:
-        """Whether a task waits for real I/O, which never comes."""
-        statistics = self.runner.io_manager.statistics()
-        return bool(
-            getattr(statistics, "tasks_waiting_read", 0)
-            or getattr(statistics, "tasks_waiting_write", 0)
-            or getattr(statistics, "tasks_waiting", 0)
-        )
 
     def abandon(self) -> None:
         """End a loop that doesn't end by itself: close it, and what is left of its tasks."""

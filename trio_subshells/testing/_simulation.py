@@ -20,6 +20,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -28,7 +29,7 @@ import outcome
 import trio
 from greenlet import getcurrent, greenlet
 
-from ._errors import Deadlock, NoProgress, RealInput, Unjoined
+from ._errors import Deadlock, NoProgress, Unjoined
 from ._loops import Loop, VirtualClock, restore_place, save_place
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 TIME: Final = -1
 """What a strategy chooses to let time pass, though something could happen now."""
+
+_ROOT: Final = "Simulation.start_thread.<locals>.root"
 
 _STEPS_TO_END: Final = 5_000
 """Steps that the tasks have to end after a failure, when they are cancelled; then they are closed."""
@@ -45,7 +48,7 @@ class Turn:
     """Something that can happen next: a step of a task, or a happening.
 
     Attributes:
-        thread: whose it is.
+        thread: whose it is; None for a happening that is no thread's.
         task: the task; None for a happening.
         happen: what happens; None for a task.
         name: unique in a run, and the same in each run of the same schedule.
@@ -57,7 +60,7 @@ class Turn:
 
     def __init__(
         self,
-        thread: SimulatedThread,
+        thread: SimulatedThread | None,
         name: str,
         order: int,
         task: trio.lowlevel.Task | None = None,
@@ -111,6 +114,7 @@ class SimulatedThread:
         self.ident = ident
         self.loop: Loop
         self.greenlet: greenlet
+        self.stand_in: threading.Thread | None = None  # for threading.current_thread()
         self.blocked: Turn | None = None
         self.held: list[Turn] = []
         self.ended: Callable[[outcome.Outcome[object]], None]
@@ -163,6 +167,7 @@ class Simulation:
         self._turn: Turn | None = None
         self._entered: SimulatedThread | None = None
         self._root = getcurrent()
+        self.os_thread = 0
         self._cancel_all: list[trio.CancelScope] = []
 
     # ----------------------------------------------------------------------------- the run
@@ -170,14 +175,15 @@ class Simulation:
     def run(self, body: Callable[[], Awaitable[object]]) -> outcome.Outcome[object]:
         """Run `body` in a simulated main thread, and all that it starts, to the end."""
         results: list[outcome.Outcome[object]] = []
-        self.start_thread("main", body, results.append)
         outside = Simulation.current
         Simulation.current = self
+        self.os_thread = threading.get_ident()
         place = save_place()
         try:
+            self.start_thread("main", body, results.append)
             self._turn = self._decide()
             while self._turn is not None:
-                self._turn.thread.greenlet.switch()
+                self._greenlet_of(self._turn).switch()
         finally:
             for thread in reversed(self.threads):
                 thread.loop.abandon()
@@ -217,16 +223,17 @@ class Simulation:
         """What the greenlet of a thread does, until its loop has finished."""
         while (turn := self._turn) is not None:
             if turn.thread is not thread:
-                turn.thread.greenlet.switch()
+                self._greenlet_of(turn).switch()
                 continue
-            if turn.task is None:
-                assert turn.happen is not None
-                turn.happen()
-            else:
-                self._step(thread, turn.task)
+            assert turn.task is not None
+            self._step(thread, turn.task)
             self._turn = self._decide()
             if thread.loop.finished:
                 return
+
+    def _greenlet_of(self, turn: Turn) -> greenlet:
+        assert turn.thread is not None
+        return turn.thread.greenlet
 
     def _step(self, thread: SimulatedThread, task: trio.lowlevel.Task | None) -> None:
         before = self._entered
@@ -293,7 +300,13 @@ class Simulation:
             self.trace.append(turn.order)
             if self.recorder is not None:
                 self.recorder.turn(self, turn)
-            return turn
+            if turn.happen is None:
+                return turn
+            last = None
+            self._turn = None
+            turn.happen()
+            if turn.thread is not None:
+                return turn  # its thread was blocked until then
 
     def _choose(self, default: int) -> int:
         turns = self.turns
@@ -331,6 +344,7 @@ class Simulation:
         fresh.clear()
         for turn in new:
             turn.since = self.decisions
+            assert turn.thread is not None
             if turn.thread.blocked is not None:
                 turn.thread.held.append(turn)
                 continue
@@ -344,16 +358,16 @@ class Simulation:
         parent = None
         if task.parent_nursery is not None:
             parent = self._known.get(task.parent_nursery.parent_task)
-        name = _short(task.name)
-        if parent is None or parent.name == thread.name:
-            siblings = parent.children if parent is not None else {}
-            name = thread.name if parent is None else f"{thread.name}/{name}"
+        if parent is None:
+            name = f"{thread.name}<init>"
+        elif parent.name.endswith("<init>"):
+            name = thread.name if task.name.endswith(_ROOT) else f"{thread.name}{_short(task.name)}"
         else:
-            siblings = parent.children
-            name = f"{parent.name}/{name}"
-        number = siblings[name] = siblings.get(name, 0) + 1
-        if number > 1:
-            name = f"{name}#{number}"
+            name = f"{parent.name}/{_short(task.name)}"
+        if parent is not None:
+            number = parent.children[name] = parent.children.get(name, 0) + 1
+            if number > 1:
+                name = f"{name}#{number}"
         turn = Turn(thread, name, next(self._orders), task)
         self._known[task] = turn
         if self.recorder is not None:
@@ -374,10 +388,7 @@ class Simulation:
             return False
         if self.failure is not None:
             return False
-        if any(thread.loop.descriptors_waited_for() for thread in self.threads):
-            self.fail(RealInput.of(self))
-        else:
-            self.fail(Deadlock.of(self))
+        self.fail(Deadlock.of(self))
         return True
 
     def _enter(self, thread: SimulatedThread) -> None:
@@ -412,9 +423,15 @@ class Simulation:
     # --------------------------------------------------------------------------- happenings
 
     def happening(
-        self, thread: SimulatedThread, name: str, happen: Callable[[], object]
+        self, thread: SimulatedThread | None, name: str, happen: Callable[[], object]
     ) -> Turn:
-        """Make a happening, to `add` when it can take place, or `add_at` a time."""
+        """Make a happening, to `add` when it can take place, or `add_at` a time.
+
+        Args:
+            thread: whose; None: nobody's, as the arrival of a message is.
+            name: for people; should be the same in each run of the same schedule.
+            happen: called when it takes place.
+        """
         return Turn(thread, name, next(self._orders), happen=happen)
 
     def add(self, turn: Turn) -> None:
@@ -446,8 +463,9 @@ class Simulation:
         Nothing else of that thread happens meanwhile: neither its other tasks nor its deadlines.
         """
         thread = resume.thread
-        assert thread is self.thread
+        assert thread is not None
         assert self._turn is not None
+        assert thread is self._turn.thread
         interrupted = self._turn
         place = save_place()
         thread.blocked = resume
@@ -461,7 +479,7 @@ class Simulation:
             if self._turn is None:
                 self._root.switch()  # the run is over, and this thread is abandoned
             else:
-                self._turn.thread.greenlet.switch()
+                self._greenlet_of(self._turn).switch()
         thread.blocked = None
         self.turns += thread.held
         thread.held.clear()

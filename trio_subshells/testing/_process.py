@@ -1,0 +1,190 @@
+"""The simulated process: what threads, time and blocking calls are while a simulation runs.
+
+Within `simulated_process`, in the OS thread that simulates and nowhere else:
+
+- `trio_subshells.actors.ThreadHost` starts a simulated thread;
+- `threading.get_ident` and `threading.current_thread` tell simulated threads apart;
+- `time.monotonic` tells virtual time, and `time.sleep` blocks the simulated thread for it;
+- a `threading.Event` made here blocks the simulated thread that waits for it;
+- `trio.to_thread.run_sync` calls the function in a step of its own. It can't wait for anything.
+
+Everything else of the process is real.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+from unittest import mock
+
+import outcome
+import trio
+
+from ..actors import _hosts, _promise
+from ._simulation import SimulatedThread, Simulation, Turn
+
+_real_ident: Final = threading.get_ident
+_real_current: Final = threading.current_thread
+_real_monotonic: Final = time.monotonic
+_real_sleep: Final = time.sleep
+_real_event: Final = threading.Event
+_real_start: Final = _hosts.start_thread
+
+
+def _simulation() -> Simulation | None:
+    """The simulation that the caller is a part of, if any."""
+    simulation = Simulation.current
+    if simulation is not None and simulation.os_thread == _real_ident():
+        return simulation
+    return None
+
+
+def _thread() -> SimulatedThread | None:
+    simulation = _simulation()
+    return None if simulation is None else simulation.thread
+
+
+def _get_ident() -> int:
+    thread = _thread()
+    return _real_ident() if thread is None else thread.ident
+
+
+def _current_thread() -> threading.Thread:
+    thread = _thread()
+    if thread is None or thread.name == "main":
+        return _real_current()
+    if thread.stand_in is None:
+        thread.stand_in = threading.Thread(name=thread.name, daemon=True)  # never started
+    return thread.stand_in
+
+
+def _monotonic() -> float:
+    simulation = _simulation()
+    return _real_monotonic() if simulation is None else simulation.clock.now
+
+
+def _sleep(seconds: float) -> None:
+    simulation = _simulation()
+    if simulation is None or simulation.thread is None:
+        _real_sleep(seconds)
+    elif seconds < 0:
+        raise ValueError("sleep length must be non-negative")
+    else:
+        simulation.sleep(seconds)
+
+
+def _start_thread(child: _hosts.ChildThread, name: str) -> Callable[[], None]:
+    simulation = _simulation()
+    if simulation is None:
+        return _real_start(child, name)
+    stack = ExitStack()
+
+    def ended(result: outcome.Outcome[object]) -> None:
+        def joinable() -> None:
+            stack.close()
+            child.end(result if isinstance(result, outcome.Error) else outcome.Value(None))
+
+        # Some time passes between a loop's end and that of its thread.
+        simulation.add(simulation.happening(None, f"{name} ends", joinable))
+
+    def start() -> None:
+        stack.enter_context(child.attach())
+        simulation.start_thread(name, child.root, ended)
+
+    contextvars.copy_context().run(start)
+    return _joined
+
+
+def _joined() -> None:
+    """A simulated thread that has told of its end has been joined."""
+
+
+class SimulatedEvent:
+    """What `threading.Event` is in a simulated thread."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._waiting: list[Turn] = []
+
+    def is_set(self) -> bool:
+        """Whether it has been set, and not been cleared."""
+        return self._set
+
+    def set(self) -> None:
+        """Let go on who waits."""
+        self._set = True
+        simulation = _simulation()
+        for wake in self._waiting:
+            if simulation is not None:
+                simulation.add(wake)
+        self._waiting.clear()
+
+    def clear(self) -> None:
+        """Let those wait who come now."""
+        self._set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block the simulated thread until it is set, or until the timeout (virtual seconds)."""
+        simulation = _simulation()
+        if self._set or simulation is None or simulation.thread is None:
+            return self._set
+        thread = simulation.thread
+        wake = simulation.happening(thread, f"{thread.name} goes on", lambda: None)
+        self._waiting.append(wake)
+        if timeout is not None and timeout < math.inf:
+            simulation.add_at(simulation.clock.now + timeout, wake)
+        try:
+            simulation.block(wake)
+        finally:
+            simulation.remove(wake)
+            if wake in self._waiting:
+                self._waiting.remove(wake)
+        return self._set
+
+
+def _event() -> threading.Event | SimulatedEvent:
+    return SimulatedEvent() if _thread() is not None else _real_event()
+
+
+async def _run_sync(
+    sync_fn: Callable[..., Any],
+    *args: Any,
+    **options: Any,
+) -> Any:
+    if _simulation() is None:
+        return await _real_run_sync(sync_fn, *args, **options)
+    await trio.lowlevel.checkpoint()
+    result = outcome.capture(sync_fn, *args)
+    await trio.lowlevel.cancel_shielded_checkpoint()
+    return result.unwrap()
+
+
+_real_run_sync: Final = trio.to_thread.run_sync
+
+_REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
+    (threading, "get_ident", _get_ident),
+    (threading, "current_thread", _current_thread),
+    (time, "monotonic", _monotonic),
+    (time, "sleep", _sleep),
+    (trio.to_thread, "run_sync", _run_sync),
+    (_hosts, "start_thread", _start_thread),
+    (threading, "Event", _event),
+    (_promise, "_NAP", math.inf),
+)
+
+
+@contextmanager
+def simulated_process() -> Iterator[None]:
+    """See the module's first lines. Entering it again inside does nothing."""
+    if time.monotonic is _monotonic:
+        yield
+        return
+    with ExitStack() as stack:
+        for where, name, what in _REPLACED:
+            stack.enter_context(mock.patch.object(where, name, what))
+        yield
