@@ -15,7 +15,7 @@ import pytest
 import trio
 
 import trio_subshells as ts
-from trio_subshells.kernel import _limits
+from trio_subshells.kernel import _ground
 from trio_subshells.kernel._limits import DESCRIPTORS, RESERVE, raise_descriptor_limit
 
 from .helpers import CellsKernel, Flag, served
@@ -208,7 +208,7 @@ async def test_nothing_is_left_of_one_that_was_half_built(
         neighbour = await at.client.create_subshell()
         threads, before = threading.active_count(), count_descriptors()
         with monkeypatch.context() as patch, only(left):
-            patch.setattr(_limits, "check_descriptors", lambda count, purpose: None)
+            patch.setattr(_ground, "check_descriptors", lambda count, purpose: None)
             for _ in range(MANY):
                 refused = await at.client.control("create_subshell_request").done()
                 assert refused["ename"] == "TooManySubshells"

@@ -36,6 +36,7 @@ from ..wire import Envelope, MalformedMessage, Message, WireSession
 from ._channels import ClientSocket, error_content, unknown_type
 from ._errors import SubshellUnjoinable, UnknownSubshell, named, text_of
 from ._faults import ends_the_kernel, without_cancelled
+from ._ground import Ground
 from ._guard import CellGuard, EndReason, SubshellGuards
 from ._kernel import Kernel
 from ._ladder import DELETE_TIMEOUT, LONGEST_PAUSE, SHUTDOWN_TIMEOUT, end_cell
@@ -60,7 +61,6 @@ from ._messages import (
 )
 from ._output import OutputPort
 from ._pending import PendingRequest, PendingTable
-from ._raisers import AsyncRaiser
 from ._subshell import Subshell
 from ._types import SubshellInfo
 
@@ -84,6 +84,7 @@ class ControlHandler(Actor):
 
     Args:
         kernel: the author's object, for the subshells to come.
+        ground: for them, too.
         session: makes the replies.
         clients: the ROUTER.
         output: publishes busy and idle.
@@ -96,6 +97,7 @@ class ControlHandler(Actor):
     def __init__(
         self,
         kernel: Kernel,
+        ground: Ground,
         session: WireSession,
         clients: ClientSocket,
         output: OutputPort,
@@ -104,6 +106,7 @@ class ControlHandler(Actor):
         on_unjoinable: Callable[[int], Awaitable[None]],
     ) -> None:
         self._kernel = kernel
+        self._ground = ground
         self._clients = clients
         self._output = output
         self._pending = PendingTable(session, clients, output)
@@ -112,7 +115,7 @@ class ControlHandler(Actor):
         self._on_unjoinable = on_unjoinable
         self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
-        self._room = Room(kernel.max_subshells)
+        self._room = Room(kernel.max_subshells, ground.check_room)
         self._shutting_down = False
         self._failed = False
         self._ended = trio.Event()
@@ -316,7 +319,11 @@ class ControlHandler(Actor):
         subshell_id = str(uuid.uuid4())
         info = SubshellInfo(subshell_id)
         guards = SubshellGuards()
-        make_raiser = AsyncRaiser if isinstance(host, ThreadHost) else self._wiring.make_main_raiser
+        make_raiser = (
+            self._ground.make_raiser
+            if isinstance(host, ThreadHost)
+            else self._wiring.make_main_raiser
+        )
         subshell = Subshell(self._kernel, info, self._wiring, guards, make_raiser)
         with self._room.taken(len(self._lives) - 1):
             ref = await self._spawn(subshell, f"subshell {subshell_id}", host)

@@ -10,30 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
 import attrs
 import trio
-import zmq
 
 from ..actors import Actor, ActorRef, Mailbox, Restart, Supervisor, open_supervisor
-from ..sockets import (
-    Context,
-    IOPubDevice,
-    Socket,
-    SocketOptions,
-    open_heartbeat_device,
-    open_iopub_device,
-    open_refusals,
-)
+from ..sockets import SocketOptions
 from ..wire import CHANNELS, PROTOCOL_VERSION, Channel, WireSession
 from ._channels import ClientSocket
 from ._control import ControlHandler
 from ._drops import DropReason, Drops
 from ._failures import failures
 from ._faults import ends_the_kernel
+from ._ground import Ground, Router
+from ._ground import IOPub as IOPubDevice
 from ._iopub import IOPub
 from ._kernel import Kernel
 from ._ladder import SHUTDOWN_TIMEOUT
@@ -70,7 +63,7 @@ class _Sockets:
 
     urls: Mapping[Channel, str]
     iopub: IOPubDevice
-    routers: Mapping[Channel, Socket]
+    routers: Mapping[Channel, Router]
 
 
 class IOThread(Actor):
@@ -78,7 +71,7 @@ class IOThread(Actor):
 
     Args:
         kernel: the author's object.
-        context: for the sockets.
+        ground: for the sockets.
         session: makes and verifies messages.
         urls: where each channel is to listen; the heartbeat may be left out.
         options: of all sockets that clients connect to.
@@ -91,7 +84,7 @@ class IOThread(Actor):
     def __init__(
         self,
         kernel: Kernel,
-        context: Context,
+        ground: Ground,
         session: WireSession,
         urls: Mapping[Channel, str],
         options: SocketOptions,
@@ -100,7 +93,7 @@ class IOThread(Actor):
         until: Callable[[], Awaitable[None]],
     ) -> None:
         self._kernel = kernel
-        self._context = context
+        self._ground = ground
         self._session = session
         self._urls = urls
         self._options = options
@@ -136,8 +129,7 @@ class IOThread(Actor):
             drops.add("iopub", DropReason.NOT_READ, what, count)
 
         iopub = await stack.enter_async_context(
-            open_iopub_device(
-                self._context,
+            self._ground.open_iopub(
                 urls["iopub"],
                 on_loss=lose,
                 on_refusal=partial(drops.add, "iopub", DropReason.REFUSED),
@@ -147,10 +139,10 @@ class IOThread(Actor):
         urls["iopub"] = iopub.url
         if "hb" in urls:
             heartbeat = await stack.enter_async_context(
-                open_heartbeat_device(urls["hb"], **self._options)
+                self._ground.open_heartbeat(urls["hb"], **self._options)
             )
             urls["hb"] = heartbeat.url
-        routers: dict[Channel, Socket] = {}
+        routers: dict[Channel, Router] = {}
         for channel in ("control", "stdin", "shell"):
             routers[channel] = stack.enter_context(self._open_router(channel))
             urls[channel] = routers[channel].bind(urls[channel])
@@ -180,6 +172,7 @@ class IOThread(Actor):
         control = await supervisor.spawn(
             ControlHandler(
                 kernel,
+                self._ground,
                 session,
                 clients("control"),
                 output,
@@ -224,12 +217,12 @@ class IOThread(Actor):
         await control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=math.inf)
         self._on_shutdown()
 
-    async def _note_refusals(self, channel: Channel, router: Socket, drops: Drops) -> None:
-        with open_refusals(self._context, router) as refusals:
+    async def _note_refusals(self, channel: Channel, router: Router, drops: Drops) -> None:
+        with self._ground.open_refusals(router) as refusals:
             while True:
                 drops.add(channel, DropReason.REFUSED, await refusals.receive())
 
-    def _open_router(self, channel: Channel) -> Socket:
+    def _open_router(self, channel: Channel) -> AbstractContextManager[Router]:
         # A client that reconnects under its old identity is to get its replies.
         options: SocketOptions = {
             "linger": LINGER_MS,
@@ -239,7 +232,7 @@ class IOThread(Actor):
             **CLOSE_DEAD_PEERS,
             **self._options,
         }
-        return self._context.socket(zmq.ROUTER, name=channel, **options)
+        return self._ground.open_router(channel, **options)
 
 
 def describe(kernel: Kernel) -> dict[str, Any]:

@@ -14,13 +14,13 @@ import errno
 import logging
 import mmap
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 import zmq
 
-from ..sockets._descriptors import check_descriptors, what_to_raise
+from ..sockets._descriptors import what_to_raise
 from ._errors import TooManySubshells
 
 _log = logging.getLogger("trio_subshells.kernel")
@@ -60,10 +60,12 @@ class Room:
 
     Args:
         maximum: `Kernel.max_subshells`.
+        check_descriptors: raises `OSError` if so many aren't left, for that purpose.
     """
 
-    def __init__(self, maximum: int | None) -> None:
+    def __init__(self, maximum: int | None, check_descriptors: Callable[[int, str], None]) -> None:
         self._maximum = maximum
+        self._check_descriptors = check_descriptors
         self._starting = 0
         self._most = 0  # that there have been at once
 
@@ -98,7 +100,7 @@ class Room:
                 "or raise the maximum (--max-subshells where the kernel is started, "
                 "Kernel.max_subshells in its code)"
             )
-        check_descriptors(self._starting * DESCRIPTORS + RESERVE, "another subshell")
+        self._check_descriptors(self._starting * DESCRIPTORS + RESERVE, "another subshell")
         if wanted > self._most:
             # If there have been as many before, their addresses are there: glibc keeps the stacks
             # of threads that have ended for those to come, and doesn't give them back.

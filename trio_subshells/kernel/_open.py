@@ -13,7 +13,13 @@ import math
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +35,10 @@ from ..actors import (
     Supervisor,
     TaskHost,
     ThreadHost,
+    Transport,
     open_system,
 )
-from ..sockets import Context, InprocTransport, SocketOptions, open_context
+from ..sockets import SocketOptions
 from ..wire import (
     CHANNELS,
     Channel,
@@ -41,6 +48,7 @@ from ..wire import (
     WireSession,
     read_startup_file,
 )
+from ._ground import Ground, open_zmq_ground
 from ._guard import Raiser, SubshellGuards
 from ._io import IOThread, ports_of
 from ._kernel import Kernel
@@ -73,6 +81,7 @@ async def open_kernel(
     make_raiser: Callable[[], Raiser] = AsyncRaiser,
     on_unjoinable: Callable[[int], Awaitable[None]] | None = None,
     until: Callable[[], Awaitable[None]] = trio.sleep_forever,
+    open_ground: Callable[[], AbstractContextManager[Ground]] = open_zmq_ground,
 ) -> AsyncIterator[RunningKernel]:
     """Run a kernel in this process; its main shell is a task of the calling trio loop.
 
@@ -89,6 +98,7 @@ async def open_kernel(
             the kernel down, or when it has failed; it may exit the process, with the status given.
         until: called in the I/O thread; when it returns, the kernel is shut down as by a
             client.
+        open_ground: what the kernel stands on; ZMQ by default.
 
     Raises:
         ValueError: `Kernel.max_subshells` is neither None nor a number of subshells.
@@ -107,12 +117,12 @@ async def open_kernel(
         signature_scheme=connection.signature_scheme if connection else "hmac-sha256",
     )
     urls, options = _addresses(connection)
-    with _one_as_itself(), open_context() as context:
-        async with _open_shielded_system(context) as system:
+    with _one_as_itself(), open_ground() as ground:
+        async with _open_shielded_system(ground.transport) as system:
             io = await system.spawn(
                 IOThread(
                     kernel,
-                    context,
+                    ground,
                     session,
                     urls,
                     options,
@@ -128,7 +138,7 @@ async def open_kernel(
             running = RunningKernel(system, parts, session, _actual(connection, parts.urls), closed)
             wiring = Wiring(
                 session,
-                context,
+                ground,
                 parts.publisher_url,
                 parts.shell,
                 parts.control,
@@ -155,7 +165,7 @@ async def open_kernel(
 
 
 @asynccontextmanager
-async def _open_shielded_system(context: Context) -> AsyncIterator[Supervisor]:
+async def _open_shielded_system(transport: Transport) -> AsyncIterator[Supervisor]:
     """A system whose actors go on, when the block is cancelled, until it is left.
 
     They are who ends in good order what the kernel runs: the ladder has to climb, replies have to
@@ -165,7 +175,7 @@ async def _open_shielded_system(context: Context) -> AsyncIterator[Supervisor]:
 
     async def hold(task_status: trio.TaskStatus[Supervisor]) -> None:
         with trio.CancelScope(shield=True):
-            async with open_system("kernel", transport=InprocTransport(context)) as system:
+            async with open_system("kernel", transport=transport) as system:
                 task_status.started(system)
                 await leave.wait()
 

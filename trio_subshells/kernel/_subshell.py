@@ -34,7 +34,6 @@ import attrs
 import trio
 
 from ..actors import Actor, ActorTerminated, Letter, Mailbox
-from ..sockets import open_publisher
 from ..wire import EncodeError, MalformedMessage, Message
 from ._cell import Cell
 from ._channels import COMM_TYPES, error_content, reply_type
@@ -132,7 +131,7 @@ class Subshell(Actor):
         wiring = self._wiring
         self._raiser = self._make_raiser()
         place.set(Place(wiring.running, self._info))
-        async with open_publisher(wiring.context, wiring.publisher_url) as publisher:
+        async with wiring.ground.open_publisher(wiring.publisher_url) as publisher:
             self._output = OutputPort(wiring.session, publisher, wiring.flush_later)
             try:
                 with ends_the_kernel("the main shell") if self._info.is_main else nullcontext():

@@ -10,8 +10,8 @@ import attrs
 import trio
 
 from ..actors import ActorRef, ActorTerminated
-from ..sockets import Context
 from ..wire import WireSession
+from ._ground import Ground
 from ._guard import Raiser
 from ._messages import FlushLater
 from ._output import OutputPort
@@ -28,7 +28,7 @@ class Wiring:
 
     Attributes:
         session: makes its messages.
-        context: for its sockets.
+        ground: for its sockets.
         publisher_url: where the iopub device takes messages.
         shell: the shell channel.
         control: the control handler.
@@ -40,7 +40,7 @@ class Wiring:
     """
 
     session: WireSession
-    context: Context
+    ground: Ground
     publisher_url: str
     shell: ActorRef
     control: ActorRef

@@ -9,8 +9,7 @@ Everything that the simulator leans on and that trio doesn't document is in this
 - Whatever wakes a task (an event, a deadline, a cancellation, a spawn) appends it to
   ``Runner.runq``; each pass of the loop runs what iterating over ``runq`` yields. A queue that
   yields the one task that was chosen makes a step of it. Nothing of trio is patched or slowed down
-  for that, and no task can tell the difference: a task that waits longer in the queue than others is
-  one that trio's own order, which is unspecified, might have put last.
+  for that, and no task can tell the difference: trio promises nothing about whose turn is next.
 - ``Runner.deadlines`` and ``Runner.waiting_for_idle`` say what else the loop waits for. What wakes
   it from outside, ``Runner.entry_queue``, and what looks at descriptors, ``Runner.io_manager``, are
   given to it: a simulated thread has no descriptors.
@@ -31,6 +30,7 @@ import outcome
 import trio
 from trio._core import _run as trio_run
 from trio._core._entry_queue import EntryQueue
+from trio._core._instrumentation import Instruments
 from trio._core._ki import KIManager
 
 from ._errors import RealInput
@@ -157,7 +157,7 @@ class Loop:
         outside = sys.get_asyncgen_hooks()
         self.runner = trio_run.Runner(
             clock=clock,
-            instruments=trio_run.Instruments(()),
+            instruments=Instruments(()),
             io_manager=_NoIO(),  # type: ignore[arg-type]
             ki_manager=KIManager(),  # not installed: Ctrl-C isn't part of the simulation
             strict_exception_groups=True,

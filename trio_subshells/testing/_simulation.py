@@ -1,9 +1,9 @@
 """The simulator: threads, time and the order of things, all in one OS thread and all by decision.
 
-A `Simulation` runs one schedule. Its threads are `Loop`s, each with the trio loop that a real thread
-would have; the actors that run in them can't tell the difference. Whenever more than one thing
-could happen next, a *decision* is made, by a strategy: which of the runnable tasks makes its next
-step (up to its next checkpoint), which happening takes place, or whether time passes.
+A `Simulation` runs one schedule. Its threads are `Loop`s, each with the trio loop that a real
+thread would have; the actors that run in them can't tell the difference. Whenever more than one
+thing could happen next, a *decision* is made, by a strategy: which of the runnable tasks makes its
+next step (up to its next checkpoint), which happening takes place, or whether time passes.
 
 What can happen is kept in one list, oldest first. Where several things have become possible in the
 same step, in an order that depends on addresses of objects (trio keeps sets), they are put in the
@@ -41,7 +41,7 @@ TIME: Final = -1
 _ROOT: Final = "Simulation.start_thread.<locals>.root"
 
 _STEPS_TO_END: Final = 5_000
-"""Steps that the tasks have to end after a failure, when they are cancelled; then they are closed."""
+"""Steps that the tasks have to end after a failure, being cancelled; then they are closed."""
 
 
 class Turn:
@@ -209,6 +209,7 @@ class Simulation:
                 if self.failure is not None:
                     scope.cancel()
                 return await body()
+            return None
 
         thread = SimulatedThread(name, -next(self._idents))
         thread.loop = Loop(root, self.clock, self._fresh.append)
@@ -288,9 +289,7 @@ class Simulation:
                 if not self._come_to_rest():
                     return None
                 continue
-            if self.failure is not None:
-                index = 0
-            elif len(turns) == 1 and not self._chooser.wants_time:
+            if self.failure is not None or (len(turns) == 1 and not self._chooser.wants_time):
                 index = 0
             else:
                 index = self._choose(default)
@@ -307,6 +306,7 @@ class Simulation:
             turn.happen()
             if turn.thread is not None:
                 return turn  # its thread was blocked until then
+            continue
 
     def _choose(self, default: int) -> int:
         turns = self.turns
@@ -470,9 +470,7 @@ class Simulation:
         place = save_place()
         thread.blocked = resume
         thread.held += [each for each in self.turns if each.thread is thread and each is not resume]
-        self.turns[:] = [
-            each for each in self.turns if each.thread is not thread or each is resume
-        ]
+        self.turns[:] = [each for each in self.turns if each.thread is not thread or each is resume]
         self._turn = None
         self._turn = self._decide()
         while self._turn is not resume:
