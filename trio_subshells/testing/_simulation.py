@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import attrs
 import outcome
 import trio
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from ._errors import Deadlock, NoProgress, Unjoined
 from ._loops import Loop, VirtualClock, restore_place, save_place
@@ -116,6 +116,9 @@ class SimulatedThread:
         self.greenlet: greenlet
         self.stand_in: threading.Thread | None = None  # for threading.current_thread()
         self.blocked: Turn | None = None
+        self.interruptible = True
+        self.struck: Turn | None = None
+        self.error: type[BaseException] | None = None
         self.held: list[Turn] = []
         self.ended: Callable[[outcome.Outcome[object]], None]
 
@@ -168,6 +171,8 @@ class Simulation:
         self._entered: SimulatedThread | None = None
         self._root = getcurrent()
         self.os_thread = 0
+        self.kept: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
+        """How to read and to write what belongs to an OS thread, and has to be kept for each."""
         self._cancel_all: list[trio.CancelScope] = []
 
     # ----------------------------------------------------------------------------- the run
@@ -185,7 +190,10 @@ class Simulation:
             while self._turn is not None:
                 self._greenlet_of(self._turn).switch()
         finally:
+            self._turn = None
             for thread in reversed(self.threads):
+                if thread.blocked is not None:
+                    thread.greenlet.throw(GreenletExit)  # out of the code that blocks it
                 thread.loop.abandon()
             restore_place(place)
             Simulation.current = outside
@@ -228,6 +236,8 @@ class Simulation:
                 continue
             assert turn.task is not None
             self._step(thread, turn.task)
+            if self._turn is not turn:
+                return  # the run is over: the step was blocked, and has been abandoned
             self._turn = self._decide()
             if thread.loop.finished:
                 return
@@ -457,10 +467,17 @@ class Simulation:
         """The thread whose step this is, if any."""
         return self._turn.thread if self._turn is not None else None
 
-    def block(self, resume: Turn) -> None:
+    def block(self, resume: Turn, *, interruptible: bool = True) -> None:
         """Block the thread that runs until `resume`, which is its, takes place.
 
         Nothing else of that thread happens meanwhile: neither its other tasks nor its deadlines.
+
+        Args:
+            resume: what ends it.
+            interruptible: whether `raise_in` ends it, too. Code in C that doesn't look is not.
+
+        Raises:
+            BaseException: what `raise_in` was told to raise.
         """
         thread = resume.thread
         assert thread is not None
@@ -471,20 +488,53 @@ class Simulation:
         thread.blocked = resume
         thread.held += [each for each in self.turns if each.thread is thread and each is not resume]
         self.turns[:] = [each for each in self.turns if each.thread is not thread or each is resume]
+        thread.interruptible = interruptible
+        kept = [(read, write, read()) for read, write in self.kept]
         self._turn = None
         self._turn = self._decide()
-        while self._turn is not resume:
+        while self._turn is not resume and self._turn is not thread.struck:
             if self._turn is None:
                 self._root.switch()  # the run is over, and this thread is abandoned
             else:
                 self._greenlet_of(self._turn).switch()
+        if self._turn is resume:
+            error = None
+        else:
+            self.remove(resume)
+            error = thread.error
+        self.withdraw(thread)
         thread.blocked = None
+        for _, write, value in kept:
+            write(value)
         self.turns += thread.held
         thread.held.clear()
         self._turn = interrupted
         self._entered = thread
         restore_place(place)
         thread.loop.enter()
+        if error is not None:
+            raise error
+
+    def raise_in(self, thread: SimulatedThread, error: type[BaseException]) -> bool:
+        """Raise an exception in a thread that is blocked, some time later.
+
+        Returns whether it will be: not, if no synchronous code blocks the thread.
+        """
+        if thread.blocked is None:
+            return False
+        if thread.struck is not None:
+            self.remove(thread.struck)
+        thread.error = error
+        thread.struck = self.happening(thread, f"{thread.name} is struck", lambda: None)
+        if thread.interruptible:
+            self.add(thread.struck)
+        return True
+
+    def withdraw(self, thread: SimulatedThread) -> None:
+        """Take back what `raise_in` was told, if it has not been raised."""
+        if thread.struck is not None:
+            self.remove(thread.struck)
+            thread.struck = thread.error = None
 
     def sleep(self, seconds: float) -> None:
         """Block the thread that runs for virtual seconds."""

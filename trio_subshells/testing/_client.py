@@ -1,0 +1,301 @@
+"""A client of a kernel under test: the same for a simulated kernel and for a real one.
+
+It has a socket for each channel, one identity for all of them, and it remembers everything that
+comes, by the request that it belongs to (`Exchange`). It belongs to the trio loop that opened it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
+
+import attrs
+import trio
+
+from ..wire import Channel, Message, WireSession
+
+CLIENT_CHANNELS: Final[tuple[Channel, ...]] = ("iopub", "shell", "control", "stdin")
+
+
+class ClientSocket(Protocol):
+    """One channel's end at the client."""
+
+    def send_nowait(self, frames: Sequence[bytes]) -> None:
+        """Send."""
+
+    async def receive(self) -> list[bytes]:
+        """Wait for the next message."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+@attrs.frozen
+class Reply:
+    """What a request was answered.
+
+    Attributes:
+        status: ``ok``, ``error`` or ``aborted``.
+        content: all of it.
+        ename: of an error.
+        evalue: of an error.
+    """
+
+    status: str
+    content: Mapping[str, Any]
+
+    @property
+    def ename(self) -> str | None:
+        """The error's name; None if it isn't one."""
+        return self.content.get("ename")
+
+    @property
+    def evalue(self) -> str | None:
+        """What the error says; None if it isn't one."""
+        return self.content.get("evalue")
+
+
+class Exchange:
+    """A request, and everything that came back for it so far.
+
+    Attributes:
+        message: the request.
+        channel: that it was sent on.
+        replies: on that channel; there should be one.
+        published: on iopub, in its order.
+    """
+
+    def __init__(self, message: Message, channel: Channel) -> None:
+        self.message = message
+        self.channel = channel
+        self.replies: list[Message] = []
+        self.published: list[Message] = []
+        self._news = trio.lowlevel.ParkingLot()
+
+    @property
+    def id(self) -> str:
+        """The request's ``msg_id``."""
+        return self.message.header.msg_id
+
+    def add(self, message: Message, channel: Channel) -> None:
+        """Something has come."""
+        (self.published if channel == "iopub" else self.replies).append(message)
+        self._news.unpark_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until what has come fulfils a condition."""
+        while not condition():
+            await self._news.park()
+
+    async def reply(self) -> Reply:
+        """Wait for the reply."""
+        await self.until(lambda: bool(self.replies))
+        content = self.replies[0].content
+        return Reply(str(content.get("status")), content)
+
+    async def busy(self) -> None:
+        """Wait until the kernel is busy with it."""
+        await self.until(lambda: "busy" in self.states)
+
+    async def idle(self) -> None:
+        """Wait until the kernel is idle again."""
+        await self.until(lambda: "idle" in self.states)
+
+    async def done(self) -> Reply:
+        """Wait for the reply and for idle."""
+        await self.idle()
+        return await self.reply()
+
+    async def output(self, msg_type: str) -> Message:
+        """Wait for the first message of a type on iopub."""
+        await self.until(lambda: msg_type in self.types)
+        return next(each for each in self.published if each.header.msg_type == msg_type)
+
+    @property
+    def states(self) -> list[str]:
+        """``busy``, ``idle``: what was published of it, in order."""
+        return [
+            each.content["execution_state"]
+            for each in self.published
+            if each.header.msg_type == "status"
+        ]
+
+    @property
+    def types(self) -> list[str]:
+        """The types of everything that was published, in order."""
+        return [each.header.msg_type for each in self.published]
+
+    def text(self, stream: str = "stdout") -> str:
+        """All that was written to a stream."""
+        return "".join(
+            each.content["text"]
+            for each in self.published
+            if each.header.msg_type == "stream" and each.content["name"] == stream
+        )
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.message.header.msg_type} {self.id[-8:]}>"
+
+
+class Client:
+    """See the module's first lines. Made by `simulated_kernel`, `real_kernel` and their `connect`.
+
+    Attributes:
+        exchanges: everything that it has asked, in order.
+        strays: messages on iopub that are of nobody's request here.
+        second_replies: replies on shell and control to nothing that was asked.
+    """
+
+    def __init__(
+        self, session: WireSession, open_socket: Callable[[Channel], ClientSocket]
+    ) -> None:
+        self.session = session
+        self._receiver = session.receiver()
+        self._open_socket = open_socket
+        self._sockets: dict[Channel, ClientSocket] = {}
+        self._readers: dict[Channel, trio.CancelScope] = {}
+        self.exchanges: list[Exchange] = []
+        self._by_id: dict[str, Exchange] = {}
+        self.strays: list[Message] = []
+        self.second_replies: list[Message] = []
+        self._welcomed = trio.Event()
+        self._prompts_in, self._prompts = trio.open_memory_channel[Message](1000)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Client]:
+        """Connected to every channel, and welcomed on iopub."""
+        async with trio.open_nursery() as nursery:
+            try:
+                for channel in CLIENT_CHANNELS:
+                    self._sockets[channel] = self._open_socket(channel)
+                    self._readers[channel] = await nursery.start(self._read, channel)
+                await self._welcomed.wait()
+                yield self
+            finally:
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    # not before: a reader that was just woken reads once more
+                    await trio.lowlevel.checkpoint()
+                self.vanish()
+
+    async def _read(self, channel: Channel, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            task_status.started(scope)
+            while True:
+                try:
+                    frames = await self._sockets[channel].receive()
+                except trio.ClosedResourceError:
+                    return
+                self._take(channel, self._receiver.receive(frames).open())
+
+    def _take(self, channel: Channel, message: Message) -> None:
+        parent = message.parent_header
+        exchange = self._by_id.get(parent.msg_id) if parent is not None else None
+        if message.header.msg_type == "iopub_welcome":
+            self._welcomed.set()
+        elif channel == "stdin":
+            self._prompts_in.send_nowait(message)
+        elif exchange is not None:
+            exchange.add(message, channel)
+        elif channel == "iopub":
+            self.strays.append(message)
+        else:
+            self.second_replies.append(message)
+
+    # ----------------------------------------------------------------------------- requests
+
+    def request(
+        self,
+        msg_type: str,
+        content: Mapping[str, Any] | None = None,
+        *,
+        channel: Channel = "shell",
+        subshell: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Exchange:
+        """Send a request; what comes back is found in the `Exchange`.
+
+        Args:
+            msg_type: ``execute_request``, ...
+            content: of the request.
+            channel: ``shell`` or ``control``.
+            subshell: the id of the subshell that it is for; None for the main shell.
+            metadata: of the request.
+        """
+        message = self.session.message(
+            msg_type, dict(content or {}), subshell_id=subshell, metadata=dict(metadata or {})
+        )
+        exchange = Exchange(message, channel)
+        self.exchanges.append(exchange)
+        self._by_id[exchange.id] = exchange
+        self._sockets[channel].send_nowait(self.session.serialize_message(message))
+        return exchange
+
+    def send_raw(self, channel: Channel, frames: Sequence[bytes]) -> None:
+        """Send frames as they are, for what no well-behaved client sends."""
+        self._sockets[channel].send_nowait(frames)
+
+    def execute_soon(
+        self,
+        code: str,
+        *,
+        subshell: str | None = None,
+        timeout: float | None = None,
+        **content: Any,
+    ) -> Exchange:
+        """Send an ``execute_request``, and don't wait.
+
+        Args:
+            code: the cell.
+            subshell: where; None for the main shell.
+            timeout: in seconds, that the cell has; see the extension in `docs/kernel.md`.
+            content: more of the request's content: ``silent``, ``stop_on_error``...
+        """
+        metadata = {} if timeout is None else {"timeout": timeout}
+        return self.request(
+            "execute_request", {"code": code, **content}, subshell=subshell, metadata=metadata
+        )
+
+    async def execute(self, code: str, *, subshell: str | None = None, **content: Any) -> Reply:
+        """Execute a cell, and wait for its reply and for idle."""
+        return await self.execute_soon(code, subshell=subshell, **content).done()
+
+    def control_soon(self, msg_type: str, **content: Any) -> Exchange:
+        """Send a request on the control channel, and don't wait."""
+        return self.request(msg_type, content, channel="control")
+
+    async def control(self, msg_type: str, **content: Any) -> Reply:
+        """Send a request on the control channel; wait for its reply and for idle."""
+        return await self.control_soon(msg_type, **content).done()
+
+    async def prompt(self) -> Message:
+        """Wait for the next ``input_request``."""
+        return await self._prompts.receive()
+
+    def answer(self, prompt: Message, value: str, *, parent: bool = True) -> None:
+        """Answer an ``input_request``.
+
+        Args:
+            prompt: the request.
+            value: what the user has typed.
+            parent: whether the reply names it, as the protocol wants it and not every client does.
+        """
+        self._sockets["stdin"].send_nowait(
+            self.session.serialize(
+                "input_reply",
+                {"status": "ok", "value": value},
+                parent=prompt.header if parent else None,
+            )
+        )
+
+    # ------------------------------------------------------------------------- what it suffers
+
+    def stop_reading(self, channel: Channel) -> None:
+        """Read no more from a channel; the connection stays."""
+        self._readers[channel].cancel()
+
+    def vanish(self) -> None:
+        """Go, without a word. What was on its way to it is lost."""
+        for socket in self._sockets.values():
+            socket.close()

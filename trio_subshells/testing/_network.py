@@ -1,0 +1,377 @@
+"""The simulated ground of a kernel: sockets without ZMQ, whose messages travel by decision.
+
+What is sent on a *line* (from one socket to another) arrives there, in its order, some time later:
+each arrival is a happening of its own, so the messages of different lines overtake each other as
+the schedule wants it. What arrives waits in a queue of `trio_subshells.actors` and wakes its
+receiver as the message of another thread does.
+
+A ROUTER without a route for a message drops it, as ZMQ's does; a client that has stopped reading
+has room for so many replies, and no more.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final, Self
+
+import attrs
+import trio
+
+from ..actors import Transport, TrioTransport
+from ..actors._queue import Queue
+from ..kernel._guard import Raiser
+from ..sockets import Subscription
+from ..wire import Channel
+from ._simulation import SimulatedThread, Simulation, Turn
+
+MOST_UNREAD: Final = 10_000
+"""Messages that may wait for a socket that isn't read."""
+
+
+class Line:
+    """Carries messages from one socket to another, in order, by decision.
+
+    Args:
+        simulation: decides.
+        name: for people: ``client > shell``.
+        arrived: called with each message, when it arrives.
+    """
+
+    def __init__(self, simulation: Simulation, name: str, arrived: Callable[[Any], object]) -> None:
+        self._simulation = simulation
+        self._name = name
+        self._arrived = arrived
+        self._under_way: deque[Any] = deque()
+        self._next: Turn | None = None
+        self._numbers = itertools.count(1)
+
+    def send(self, message: Any) -> None:
+        """Put a message onto the line."""
+        self._under_way.append(message)
+        if self._next is None:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        number = next(self._numbers)
+        self._next = self._simulation.happening(None, f"{self._name} {number}", self._arrive)
+        self._simulation.add(self._next)
+
+    def _arrive(self) -> None:
+        message = self._under_way.popleft()
+        self._next = None
+        if self._under_way:
+            self._prepare()
+        self._arrived(message)
+
+    def cut(self) -> None:
+        """Lose what is under way, and what will be sent."""
+        if self._next is not None:
+            self._simulation.remove(self._next)
+            self._next = None
+        self._under_way.clear()
+        self._arrived = lambda message: None
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+
+class Inbox:
+    """What has arrived at a socket, for the simulated thread that opened it."""
+
+    def __init__(self) -> None:
+        self._queue: Queue[Any] = Queue(math.inf)
+        self._bell = TrioTransport().open_bell()
+        self._queue.attach(self._bell)
+        self._closed = False
+
+    def put(self, message: Any) -> None:
+        """A message has arrived."""
+        if not self._closed:
+            self._queue.put_nowait(message)
+
+    async def receive(self) -> Any:
+        """Wait for the next message. A checkpoint; cancelled, none was taken."""
+        if self._closed:
+            raise trio.ClosedResourceError("this socket is closed")
+        return await self._queue.get()
+
+    def receive_nowait(self) -> Any:
+        """The next message, or `trio.WouldBlock`."""
+        if self._closed:
+            raise trio.ClosedResourceError("this socket is closed")
+        return self._queue.get_nowait()
+
+    def __len__(self) -> int:
+        return self._queue.statistics().length
+
+    def close(self) -> None:
+        """Drop what is there, and wake who waits."""
+        if not self._closed:
+            self._closed = True
+            self._queue.close(_closed, discard=True)
+            self._queue.detach()
+            self._bell.close()
+
+
+def _closed() -> Exception:
+    return trio.ClosedResourceError("this socket was closed")
+
+
+class SimulatedRouter:
+    """A ROUTER of the simulated kernel."""
+
+    def __init__(self, network: Network, channel: Channel) -> None:
+        self._network = network
+        self.channel = channel
+        self.inbox = Inbox()
+        self.clients: dict[bytes, Plug] = {}
+
+    def bind(self, url: str) -> str:
+        """Let clients connect."""
+        self._network.routers[self.channel] = self
+        return url
+
+    async def receive(self) -> list[bytes]:
+        """Wait for the next message."""
+        frames: list[bytes] = await self.inbox.receive()
+        return frames
+
+    def receive_nowait(self) -> list[bytes]:
+        """The next message, or `trio.WouldBlock`."""
+        frames: list[bytes] = self.inbox.receive_nowait()
+        return frames
+
+    def send_nowait(self, frames: Sequence[bytes]) -> None:
+        """Send to the client that the first frame names; to nobody, if it has gone."""
+        plug = self.clients.get(bytes(frames[0]))
+        if plug is None:
+            return
+        if len(plug.inbox) + len(plug.line) >= self._network.most_unread:
+            raise trio.WouldBlock
+        plug.line.send([bytes(frame) for frame in frames[1:]])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.inbox.close()
+        self._network.routers.pop(self.channel, None)
+
+
+class Plug:
+    """A client's end of a connection."""
+
+    def __init__(self, simulation: Simulation, name: str) -> None:
+        self.inbox = Inbox()
+        self.line = Line(simulation, name, self.inbox.put)
+
+
+class SimulatedPublisher:
+    """Publishes into the simulated iopub."""
+
+    def __init__(self, network: Network, name: str) -> None:
+        self._line = Line(network.simulation, name, network.distribute)
+        self._subscriptions = Inbox()
+
+    def publish(self, frames: Sequence[bytes]) -> None:
+        """Send; never blocks."""
+        self._line.send([bytes(frame) for frame in frames])
+
+    async def receive_subscription(self) -> Subscription:
+        """Wait for the next client to subscribe."""
+        subscription: Subscription = await self._subscriptions.receive()
+        return subscription
+
+    def notify(self, subscription: Subscription) -> None:
+        """Somebody has subscribed."""
+        self._subscriptions.put(subscription)
+
+    def close(self) -> None:
+        """What has been published still arrives."""
+        self._subscriptions.close()
+
+
+@attrs.frozen
+class SimulatedIOPub:
+    """The simulated iopub device."""
+
+    url: str
+    publisher_url: str
+    publisher: SimulatedPublisher
+
+
+@attrs.frozen
+class SimulatedHeartbeat:
+    """It answers always: in reality, it is native."""
+
+    url: str
+
+
+class _NoRefusals:
+    async def receive(self) -> str:
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+
+class Network:
+    """The simulated ground: see the module's first lines, and `trio_subshells.kernel._ground`.
+
+    Args:
+        simulation: decides.
+        descriptors: how many subshells' worth of file descriptors there are, counted in
+            descriptors; infinitely many by default.
+        most_unread: how many messages may wait for a client that doesn't read.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        *,
+        descriptors: float = math.inf,
+        most_unread: int = MOST_UNREAD,
+    ) -> None:
+        self.simulation = simulation
+        self.descriptors = descriptors
+        self.most_unread = most_unread
+        self.routers: dict[Channel, SimulatedRouter] = {}
+        self.subscribers: dict[bytes, Plug] = {}
+        self._iopub: SimulatedPublisher | None = None
+        self._publishers = itertools.count(1)
+
+    # ----------------------------------------------------------------------- for the kernel
+
+    @property
+    def transport(self) -> Transport:
+        """Rings through trio's tokens, which are simulated with the loops."""
+        return TrioTransport()
+
+    def make_raiser(self) -> Raiser:
+        """Strikes where the thread blocks."""
+        thread = self.simulation.thread
+        assert thread is not None
+        return SimulatedRaiser(self.simulation, thread)
+
+    def check_room(self, needed: int, purpose: str) -> None:
+        """Raise `OSError` if there aren't as many descriptors."""
+        if needed > self.descriptors:
+            raise OSError(24, f"no room for {purpose}: too many open files (simulated)")
+
+    @contextmanager
+    def open_router(self, channel: Channel, **_: Any) -> Iterator[SimulatedRouter]:
+        """A channel's ROUTER."""
+        with SimulatedRouter(self, channel) as router:
+            yield router
+
+    @contextmanager
+    def open_refusals(self, router: object) -> Iterator[_NoRefusals]:
+        """Nobody is refused."""
+        yield _NoRefusals()
+
+    @asynccontextmanager
+    async def open_iopub(self, url: str, **_: Any) -> AsyncIterator[SimulatedIOPub]:
+        """What distributes output."""
+        self._iopub = SimulatedPublisher(self, "kernel > iopub")
+        try:
+            yield SimulatedIOPub(url, "simulated://iopub", self._iopub)
+        finally:
+            self._iopub.close()
+
+    @asynccontextmanager
+    async def open_heartbeat(self, url: str, **_: Any) -> AsyncIterator[SimulatedHeartbeat]:
+        """What answers heartbeats."""
+        yield SimulatedHeartbeat(url)
+
+    @asynccontextmanager
+    async def open_publisher(self, publisher_url: str) -> AsyncIterator[SimulatedPublisher]:
+        """A publisher for the calling thread."""
+        thread = self.simulation.thread
+        publisher = SimulatedPublisher(
+            self, f"{thread.name if thread else 'nobody'} > iopub{next(self._publishers)}"
+        )
+        await trio.lowlevel.checkpoint()
+        try:
+            yield publisher
+        finally:
+            publisher.close()
+
+    def distribute(self, frames: list[bytes]) -> None:
+        """What has been published arrives at those who have subscribed."""
+        for plug in self.subscribers.values():
+            if len(plug.inbox) < self.most_unread:
+                plug.inbox.put(frames)
+
+    # ---------------------------------------------------------------------- for its clients
+
+    def connect(self, channel: Channel, identity: bytes) -> SimulatedSocket:
+        """A client's socket, for the calling thread."""
+        return SimulatedSocket(self, channel, identity)
+
+    def subscribed(self, plug: Plug, identity: bytes) -> None:
+        """A subscription has arrived: from here on, it gets what is published."""
+        self.subscribers[identity] = plug
+        if self._iopub is not None:
+            self._iopub.notify(Subscription(b"", subscribed=True))
+
+
+class SimulatedSocket:
+    """A client's socket."""
+
+    def __init__(self, network: Network, channel: Channel, identity: bytes) -> None:
+        self._network = network
+        self._channel = channel
+        self._identity = identity
+        name = identity.decode()
+        self._plug = Plug(network.simulation, f"{channel} > {name}")
+        if channel == "iopub":
+            self._line = Line(
+                network.simulation,
+                f"{name} > iopub",
+                lambda plug: network.subscribed(plug, identity),
+            )
+            self._line.send(self._plug)
+        else:
+            router = network.routers[channel]
+            router.clients[identity] = self._plug
+            self._line = Line(network.simulation, f"{name} > {channel}", router.inbox.put)
+
+    def send_nowait(self, frames: Sequence[bytes]) -> None:
+        """Send; never blocks."""
+        self._line.send([self._identity, *frames])
+
+    async def receive(self) -> list[bytes]:
+        """Wait for the next message."""
+        frames: list[bytes] = await self._plug.inbox.receive()
+        return frames
+
+    def close(self) -> None:
+        """The client has gone: what was on its way to it is lost."""
+        self._plug.line.cut()
+        self._plug.inbox.close()
+        if self._channel == "iopub":
+            self._network.subscribers.pop(self._identity, None)
+        else:
+            with suppress(KeyError):
+                del self._network.routers[self._channel].clients[self._identity]
+
+
+class SimulatedRaiser:
+    """Raises an exception in a simulated thread that is blocked by synchronous code.
+
+    It arrives late, by decision; where a thread isn't blocked, no user's code is on its stack.
+    """
+
+    def __init__(self, simulation: Simulation, thread: SimulatedThread) -> None:
+        self._simulation = simulation
+        self._thread = thread
+
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        """Raise it at the place where the thread is blocked; returns whether it is."""
+        return self._simulation.raise_in(self._thread, error)
+
+    def withdraw(self) -> None:
+        """Take back what hasn't been raised yet."""
+        self._simulation.withdraw(self._thread)
