@@ -22,7 +22,7 @@ import itertools
 import math
 import threading
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import outcome
@@ -31,9 +31,6 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from ._errors import Deadlock, NoProgress, Unjoined
 from ._loops import Loop, VirtualClock, restore_place, save_place
-
-if TYPE_CHECKING:
-    from ._record import Recorder
 
 TIME: Final = -1
 """What a strategy chooses to let time pass, though something could happen now."""
@@ -77,6 +74,23 @@ class Turn:
 
     def __repr__(self) -> str:
         return f"<Turn {self.name}>"
+
+
+class Recorder:
+    """What a `Simulation` tells of a run, while it runs; here nobody listens."""
+
+    def fresh(self) -> list[trio.lowlevel.Task]:
+        """The list in which a new simulation collects the tasks that become runnable."""
+        return []
+
+    def turn(self, simulation: Simulation, turn: Turn) -> None:
+        """This is next; instead of ``simulation.instead``, if that isn't None, the default."""
+
+    def spawned(self, simulation: Simulation, turn: Turn) -> None:
+        """A task has been seen for the first time."""
+
+    def time(self, simulation: Simulation) -> None:
+        """Time has passed, and what is due is about to be told; ``simulation.instead`` as above."""
 
 
 class Chooser(Protocol):
@@ -161,7 +175,8 @@ class Simulation:
         self._fairness = fairness
         self.checks = list(checks)
         self.recorder = recorder
-        self._fresh: list[trio.lowlevel.Task] = []
+        self.instead: Turn | None = None
+        self._fresh: list[trio.lowlevel.Task] = [] if recorder is None else recorder.fresh()
         self._known: dict[trio.lowlevel.Task, Turn] = {}
         self._thread_of: dict[object, SimulatedThread] = {}
         self._timers: list[tuple[float, int, Turn]] = []
@@ -332,9 +347,11 @@ class Simulation:
         if index != default:
             if index == TIME:
                 self.deviations.append(Deviation(decision, "time"))
+                self.instead = turns[default]
                 self._pass_time()
             else:
                 self.deviations.append(Deviation(decision, turns[index].name))
+                self.instead = turns[default]
         return index
 
     def _take_fresh(self, last: Turn | None) -> int:
@@ -424,6 +441,8 @@ class Simulation:
     def _pass_time(self) -> None:
         """Let time pass until the next thing is due, and let it become possible."""
         self.clock.now = now = max(self.clock.now, self.next_time())
+        if self.recorder is not None:
+            self.recorder.time(self)
         while self._timers and self._timers[0][0] <= now:
             self.add(heapq.heappop(self._timers)[2])
         for thread in list(self.threads):

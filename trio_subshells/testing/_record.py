@@ -1,0 +1,825 @@
+"""What happened in one run of a schedule, noted for those who have to understand it.
+
+A `Recorder` is given to a `Simulation` for one more run of a schedule that is known to fail. It
+notes, for each step that a task makes: the lines of the user's code that ran and what they have
+assigned, messages sent, taken and answered, who woke whom and why, who was spawned, who ended and
+with what, and which decision led to the step. `_story` and `_diagram` tell it.
+
+Nothing is slowed down but that one run: lines are seen by `sys.settrace`, messages by methods of
+trio's memory channels and of the actors' queues and promises that are replaced as long as the
+recorder is entered. Neither changes what happens next, so the run is the one that failed.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType, MemberDescriptorType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import attrs
+import outcome
+import trio
+from trio._core import _run as trio_run
+
+from ..actors._actor import Ended
+from ..actors._mailbox import Letter
+from ..actors._promise import BlockingPromise, Promise
+from ..actors._queue import Queue
+from . import _simulation
+
+if TYPE_CHECKING:
+    from ._simulation import Simulation, Turn
+
+_MOST_LINES: Final = 60
+"""Lines noted per step; what a loop does a thousand times needn't be told a thousand times."""
+
+_PASSING: Final = (
+    StopIteration,
+    StopAsyncIteration,
+    GeneratorExit,
+    trio.Cancelled,
+    trio.WouldBlock,
+    trio.EndOfChannel,
+)
+"""Exceptions that are part of how things work."""
+
+
+@attrs.frozen
+class Place:
+    """A line of the user's code.
+
+    Attributes:
+        file: its path.
+        line: its number.
+        function: the innermost function it is in.
+    """
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def code(self) -> str:
+        """The line's text, without indentation; empty where the source isn't there."""
+        return linecache.getline(self.file, self.line).strip()
+
+    @property
+    def short(self) -> str:
+        """``file.py:12``."""
+        return f"{os.path.basename(self.file)}:{self.line}"  # noqa: PTH119 - may be no path
+
+
+@attrs.define(eq=False)
+class Message:
+    """Something that one task has given to another.
+
+    Attributes:
+        kind: ``tell``, ``ask``, ``answer``, ``send``, or ``end`` (of an actor, to who watches it).
+        text: what it is, shortened.
+        sender: the name of the turn that sent it.
+        sent: the number of that step.
+        receiver: the name of the turn that took it; of the one it is for, if that is known.
+        taken: the number of the step that took it; None if none has.
+        withdrawn: the sender was cancelled, or refused, before it was accepted.
+    """
+
+    kind: str
+    text: str
+    sender: str
+    sent: int
+    receiver: str | None = None
+    taken: int | None = None
+    withdrawn: bool = False
+    _value: object = attrs.field(default=None, repr=False)
+
+
+@attrs.define(eq=False)
+class Row:
+    """A line of code that a step has run, with what that has led to.
+
+    Attributes:
+        place: where; None if no line of the user's was involved.
+        effects: what followed: a message, or words.
+        assigned: ``name = value``, if the line has assigned something that can be shown.
+        resumed: the step began in the middle of this line, where the task had waited.
+        raised: this is where the failure, or another exception, came up.
+    """
+
+    place: Place | None
+    effects: list[Sent | Taken | Spawned | Woke | Said] = attrs.field(factory=list)
+    assigned: str = ""
+    resumed: bool = False
+    raised: BaseException | None = None
+
+
+@attrs.frozen(eq=False)
+class Sent:
+    """An effect: a message was sent."""
+
+    message: Message
+
+
+@attrs.frozen(eq=False)
+class Taken:
+    """An effect: a message was taken."""
+
+    message: Message
+
+
+@attrs.define(eq=False)
+class Spawned:
+    """An effect: a task was started."""
+
+    turn: str
+
+
+@attrs.define(eq=False)
+class Woke:
+    """An effect: a task can go on.
+
+    Attributes:
+        turn: the task's.
+        why: ``event`` (whatever it waited for has come), ``cancelled``, ``sleep`` (it has slept
+            enough) or ``timeout`` (a deadline has passed).
+    """
+
+    turn: str
+    why: str
+
+
+@attrs.frozen(eq=False)
+class Said:
+    """An effect that has no other task to it."""
+
+    text: str
+
+
+@attrs.define(eq=False)
+class Step:
+    """What happened between two decisions: a task's step, or time that passed.
+
+    Attributes:
+        number: the step, counted from 0.
+        time: virtual seconds since the start.
+        turn: the name of the task's turn; empty for time that passes.
+        thread: the name of its thread.
+        rows: what it did.
+        waits: where it waits afterwards; None if it has ended.
+        ended: whether the task has ended.
+        instead: the name of the turn that would have been next, if this decision made the
+            difference.
+        choices: how many things could have happened.
+        inside: a step of the machinery, which no reader cares about.
+        happening: not a task's step, but something that takes place: a delivery, the end of a join.
+        place: where it had waited before.
+    """
+
+    number: int
+    time: float
+    turn: str
+    thread: str
+    rows: list[Row] = attrs.field(factory=list)
+    waits: Place | None = None
+    ended: bool = False
+    instead: str | None = None
+    choices: int = 1
+    inside: bool = False
+    happening: bool = False
+    place: Place | None = None
+
+
+class Recorder(_simulation.Recorder):
+    """Notes what happens in one run; to be entered around it, and given to its `Simulation`.
+
+    Attributes:
+        steps: what happened, in order.
+        messages: all that were sent, in order.
+        ends: the step in which each task ended, by the name of its turn.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.messages: list[Message] = []
+        self.ends: dict[str, int] = {}
+        self.threads: dict[str, str] = {}
+        self.raised: list[tuple[BaseException, int]] = []
+        self._simulation: Simulation | None = None
+        self._step = Step(-1, 0.0, "", "main", inside=True)
+        self._names: dict[trio.lowlevel.Task, str] = {}
+        self._pending: list[tuple[Woke | Spawned, trio.lowlevel.Task]] = []
+        self._wakers: dict[trio.lowlevel.Task, Row] = {}
+        self._asks: dict[int, Message] = {}
+        self._waiting: dict[int, list[Message]] = {}
+        self._owners: dict[int, str] = {}
+        self._undo: list[tuple[type, str, object]] = []
+        self._tracing: Callable[..., Any] | None = None
+        self._deciding = False
+
+    # ----------------------------------------------------------- called by the simulation
+
+    def fresh(self) -> list[trio.lowlevel.Task]:
+        """The list in which the simulation gets the tasks that have become runnable."""
+        return _Fresh(self._woke)
+
+    def turn(self, simulation: Simulation, turn: Turn) -> None:
+        """A decision has been made."""
+        self._simulation = simulation
+        self._deciding = False
+        self._close_step()
+        instead, simulation.instead = simulation.instead, None
+        thread = turn.thread.name if turn.thread is not None else ""
+        if simulation.failure is not None:
+            self._step = Step(-1, simulation.clock.now, "", thread, inside=True)
+            return
+        self._step = step = Step(
+            number=len(self.steps),
+            time=simulation.clock.now,
+            turn=turn.name,
+            thread=thread,
+            instead=instead.name if instead is not None else None,
+            choices=len(simulation.turns) + 1,
+            inside=turn.name.endswith(">"),
+            happening=turn.happen is not None,
+            place=await_place(turn.task) if turn.task is not None else None,
+        )
+        self.threads[turn.name] = thread
+        self.steps.append(step)
+
+    def spawned(self, simulation: Simulation, turn: Turn) -> None:
+        """A task has been seen for the first time."""
+        assert turn.task is not None
+        self._names[turn.task] = turn.name
+        self.threads[turn.name] = turn.thread.name if turn.thread is not None else ""
+
+    def time(self, simulation: Simulation) -> None:
+        """Time has passed: because all rests, or instead of something that could have happened."""
+        self._simulation = simulation
+        self._deciding = False
+        self._close_step()
+        instead, simulation.instead = simulation.instead, None
+        if simulation.failure is not None:
+            return
+        self._step = Step(
+            number=len(self.steps),
+            time=simulation.clock.now,
+            turn="",
+            thread="",
+            rows=[Row(None)],
+            instead=instead.name if instead is not None else None,
+        )
+        self.steps.append(self._step)
+
+    def _close_step(self) -> None:
+        step = self._step
+        if step.turn and not step.ended:
+            for task, name in self._names.items():
+                if name == step.turn:
+                    step.waits = await_place(task)
+                    break
+
+    # ----------------------------------------------------------------- entering, leaving
+
+    def __enter__(self) -> Self:
+        linecache.checkcache()
+        self._replace(Queue, "put_nowait", self._sending)
+        self._replace(Queue, "put", self._sending_async)
+        self._replace(Queue, "get_nowait", self._taking)
+        self._replace(Queue, "get", self._taking_async)
+        self._replace(Queue, "attach", self._attaching)
+        self._replace(Promise, "resolve", self._resolving)
+        self._replace(BlockingPromise, "resolve", self._resolving)
+        self._replace(Promise, "wait", self._answered_async)
+        self._replace(trio.MemorySendChannel, "send_nowait", self._sending)
+        self._replace(trio.MemorySendChannel, "send", self._sending_async)
+        self._replace(trio.MemoryReceiveChannel, "receive_nowait", self._taking)
+        self._replace(trio.MemoryReceiveChannel, "receive", self._taking_async)
+        self._replace(trio.CancelScope, "cancel", self._cancelling)
+        self._replace(trio_run.Runner, "task_exited", self._exiting)
+        self._tracing = sys.gettrace()
+        sys.settrace(self._trace_call)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        sys.settrace(self._tracing)
+        while self._undo:
+            owner, name, function = self._undo.pop()
+            setattr(owner, name, function)
+        self._close_step()
+        self._name_all()
+        self._names.clear()
+        self._pending.clear()
+        self._wakers.clear()
+        self._asks.clear()
+        self._waiting.clear()
+
+    def _replace(self, owner: type, name: str, wrap: Callable[[Any], Any]) -> None:
+        function = vars(owner)[name]
+        self._undo.append((owner, name, function))
+        setattr(owner, name, wrap(function))
+
+    def _name_all(self) -> None:
+        for effect, task in self._pending:
+            effect.turn = self._names.get(task, "")
+        for step in self.steps:
+            for row in step.rows:
+                row.effects = [
+                    effect
+                    for effect in row.effects
+                    if not isinstance(effect, Woke | Spawned)
+                    or (effect.turn and not effect.turn.endswith(">"))
+                ]
+
+    @property
+    def _active(self) -> bool:
+        """Whether the code that runs is a step of the simulation, before its failure."""
+        simulation = self._simulation
+        if simulation is None or simulation.failure is not None or self._deciding:
+            return False
+        return bool(self._step.turn)
+
+    def _row(self, depth: int = 2) -> Row:
+        """The row for what the code that runs does now."""
+        place = calling_place(sys._getframe(depth))
+        rows = self._step.rows
+        if rows and (place is None or _same_line(rows[-1].place, place)):
+            return rows[-1]
+        row = Row(place, resumed=True)
+        rows.append(row)
+        return row
+
+    # -------------------------------------------------------------------------- wake-ups
+
+    def _woke(self, task: trio.lowlevel.Task) -> None:
+        simulation = self._simulation
+        if simulation is None or simulation.failure is not None:
+            return
+        turn = simulation._turn
+        by_time = self._step.turn == ""
+        if not by_time and turn is not None and turn.task is task:
+            return  # it has only given the others a chance
+        if self._step.inside and turn is not None and turn.task in self._wakers:
+            row = self._wakers[turn.task]  # trio's own task has but passed it on
+        elif by_time:
+            row = self._step.rows[0]
+        else:
+            row = self._row()
+        effect: Woke | Spawned
+        if task not in self._names:
+            effect = Spawned("")
+        else:
+            why = "event"
+            if isinstance(getattr(task, "_next_send", None), outcome.Error) and isinstance(
+                getattr(task._next_send, "error", None), trio.Cancelled
+            ):
+                why = "cancelled" if not by_time else "sleep" if _sleeps(task) else "timeout"
+            effect = Woke("", why)
+        self._pending.append((effect, task))
+        self._wakers[task] = row
+        row.effects.append(effect)
+
+    # -------------------------------------------------------------------------- messages
+
+    def _send(self, where: object, value: object) -> Message:
+        row = self._row(3)
+        kind = "send"
+        receiver = self._owners.get(id(where))
+        promise = None
+        content = value
+        if isinstance(value, Letter):
+            content = value.message
+            promise = value._promise
+            kind = "tell" if promise is None else "ask"
+        message = Message(
+            kind, brief(content), self._step.turn, self._step.number, receiver, value=value
+        )
+        if promise is not None:
+            self._asks[id(promise)] = message
+        self.messages.append(message)
+        row.effects.append(Sent(message))
+        self._waiting.setdefault(id(where), []).append(message)
+        return message
+
+    def _take(self, where: object, value: object, depth: int = 3) -> None:
+        row = self._row(depth)
+        queue = self._waiting.get(id(where), [])
+        for message in queue:
+            if message._value is value:
+                queue.remove(message)
+                message.receiver = self._step.turn
+                message.taken = self._step.number
+                row.effects.append(Taken(message))
+                return
+
+    def _sending(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        def send_nowait(end: Any, value: Any) -> Any:
+            if not self._active or _from_trio(sys._getframe(1)):
+                return function(end, value)
+            message = self._send(_shared(end), value)
+            try:
+                return function(end, value)
+            except BaseException:
+                self._withdraw(end, message)
+                raise
+
+        return send_nowait
+
+    def _sending_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        async def send(end: Any, value: Any) -> Any:
+            if not self._active:
+                return await function(end, value)
+            message = self._send(_shared(end), value)
+            try:
+                return await function(end, value)
+            except BaseException:
+                self._withdraw(end, message)
+                raise
+
+        return send
+
+    def _withdraw(self, end: object, message: Message) -> None:
+        waiting = self._waiting.get(id(_shared(end)), [])
+        if message in waiting:
+            waiting.remove(message)
+            message.withdrawn = True
+
+    def _taking(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        def receive_nowait(end: Any) -> Any:
+            value = function(end)
+            if self._active and not _from_trio(sys._getframe(1)):
+                self._take(_shared(end), value)
+            return value
+
+        return receive_nowait
+
+    def _taking_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        async def receive(end: Any) -> Any:
+            value = await function(end)
+            if self._active:
+                self._take(_shared(end), value)
+            return value
+
+        return receive
+
+    def _attaching(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        def attach(queue: Any, bell: Any) -> Any:
+            if self._active:
+                self._owners[id(queue)] = self._step.turn
+            return function(queue, bell)
+
+        return attach
+
+    def _resolving(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        def resolve(promise: Any, result: outcome.Outcome[Any]) -> Any:
+            ask = self._asks.get(id(promise))
+            ended = isinstance(result, outcome.Value) and isinstance(result.value, Ended)
+            if self._active and not promise.resolved and (ask is not None or ended):
+                self._answer(promise, ask, result)
+            return function(promise, result)
+
+        return resolve
+
+    def _answer(self, promise: Any, ask: Message | None, result: outcome.Outcome[Any]) -> None:
+        row = self._row(3)
+        if isinstance(result, outcome.Error):
+            text = brief(result.error)
+        elif isinstance(result, outcome.Value) and isinstance(result.value, Ended):
+            text = f"{result.value.path} has {result.value.state.value}"
+        else:
+            text = brief(getattr(result, "value", None))
+        message = Message(
+            "answer" if ask is not None else "end",
+            text,
+            self._step.turn,
+            self._step.number,
+            ask.sender if ask is not None else self._names.get(getattr(promise, "_task", None)),  # type: ignore[arg-type]
+        )
+        self._asks[id(promise)] = message
+        self.messages.append(message)
+        row.effects.append(Sent(message))
+
+    def _answered_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        async def wait(promise: Any) -> Any:
+            try:
+                return await function(promise)
+            finally:
+                message = self._asks.get(id(promise))
+                if self._active and message is not None and promise.resolved:
+                    message.taken = self._step.number
+                    message.receiver = self._step.turn
+                    self._row(2).effects.append(Taken(message))
+
+        return wait
+
+    # ------------------------------------------------------------------------ other things
+
+    def _cancelling(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @trio.lowlevel.enable_ki_protection
+        def cancel(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._active and not self._step.inside and not scope.cancel_called:
+                self._row().effects.append(Said("cancels"))
+            return function(scope, *args, **kwargs)
+
+        return cancel
+
+    def _exiting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def task_exited(runner: Any, task: trio.lowlevel.Task, result: Any) -> Any:
+            name = self._names.get(task)
+            if name is not None and self._active and name == self._step.turn:
+                self._step.ended = True
+                self.ends[name] = self._step.number
+                error = getattr(result, "error", None)
+                rows = self._step.rows
+                if error is not None and not isinstance(error, trio.Cancelled):
+                    self._note_raised(error, rows[-1] if rows else None)
+            return function(runner, task, result)
+
+        return task_exited
+
+    def _note_raised(self, error: BaseException, row: Row | None) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            return
+        if any(each is error for each, _ in self.raised):
+            return
+        self.raised.append((error, self._step.number))
+        if row is not None:
+            row.raised = error
+
+    # ------------------------------------------------------------------------------- lines
+
+    def _trace_call(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
+        if not is_users(frame) or self._simulation is None:
+            return None
+        if _is_decision(frame.f_back):
+            self._deciding = True
+        lines = frame.f_trace
+        if isinstance(lines, _Lines):
+            lines.row = None  # it goes on where it had waited
+            return lines
+        return _Lines(self)
+
+
+class _Lines:
+    """Traces the lines of one frame, through all its steps."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self.row: Row | None = None
+        self._target: tuple[ast.expr, Place] | None = None
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> _Lines:
+        recorder = self._recorder
+        if not recorder._active:
+            return self
+        if event == "line":
+            self._assigned(frame)
+            self._line(frame)
+        elif event == "exception":
+            error = arg[1]
+            if not isinstance(error, StopIteration):  # so an await returns
+                self._target = None
+            if isinstance(error, BaseException) and not isinstance(error, _PASSING):
+                recorder._note_raised(error, self._current(frame))
+        elif event == "return":
+            target = self._target
+            if target is not None and "await" not in target[1].code:
+                self._assigned(frame)
+        return self
+
+    def _current(self, frame: FrameType) -> Row:
+        place = _place_of(frame)
+        rows = self._recorder._step.rows
+        if not rows or not _same_line(rows[-1].place, place):
+            rows.append(Row(place, resumed=True))
+        return rows[-1]
+
+    def _line(self, frame: FrameType) -> None:
+        rows = self._recorder._step.rows
+        place = _place_of(frame)
+        if len(rows) >= _MOST_LINES:
+            rows.pop(len(rows) // 2)
+        self.row = row = Row(place)
+        rows.append(row)
+        target = _target_of(place.code)
+        self._target = (target, place) if target is not None else None
+
+    def _assigned(self, frame: FrameType) -> None:
+        if self._target is None:
+            return
+        target, place = self._target
+        self._target = None
+        shown = _shown(target, frame)
+        if shown is None:
+            return
+        if self.row is None:
+            self.row = Row(place, resumed=True)
+            rows = self._recorder._step.rows
+            if rows and _same_line(rows[-1].place, place):
+                self.row = rows[-1]
+            else:
+                rows.append(self.row)
+        self.row.assigned = shown
+
+
+class _Fresh(list[trio.lowlevel.Task]):
+    """The tasks that have become runnable, and a call for each."""
+
+    def __init__(self, woke: Callable[[trio.lowlevel.Task], None]) -> None:
+        super().__init__()
+        self._woke = woke
+
+    def append(self, task: trio.lowlevel.Task) -> None:
+        self._woke(task)
+        super().append(task)
+
+
+def _is_decision(frame: FrameType | None) -> bool:
+    """Whether a frame is where the simulation asks its chooser, which may be the user's code."""
+    return (
+        frame is not None
+        and frame.f_code.co_name in {"_choose", "_decide"}
+        and frame.f_code.co_filename == _simulation.__file__
+    )
+
+
+def _shared(end: Any) -> object:
+    """What the two ends of a channel have in common: it stands for the channel."""
+    return end if isinstance(end, Queue) else end._state
+
+
+def _from_trio(frame: FrameType) -> bool:
+    """Whether trio calls: its `send` begins as a `send_nowait`."""
+    return bool(frame.f_globals.get("__name__") == "trio._channel")
+
+
+def _sleeps(task: trio.lowlevel.Task) -> bool:
+    return any(
+        frame.f_code.co_name == "sleep_until" and frame.f_globals.get("__name__", "")[:5] == "trio."
+        for frame, _ in task.iter_await_frames()
+    )
+
+
+# ------------------------------------------------------------------------------------- places
+
+
+def _library_roots() -> tuple[str, ...]:
+    paths = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    paths |= set(site.getsitepackages())
+    return tuple(sorted(str(Path(path)) + os.sep for path in paths if path))
+
+
+_LIBRARIES: Final = _library_roots()
+_PACKAGE: Final = Path(__file__).parent.parent
+_INSIDE: Final = tuple(str(_PACKAGE / name) + os.sep for name in ("actors", "testing"))
+
+
+@cache
+def is_users_file(file: str) -> bool:
+    """Whether a file is the user's: neither a library's nor of the actors or the simulator."""
+    if file.startswith("<"):  # made by exec: attrs' methods, namedtuples
+        return file.startswith(("<ipython-input", "<doctest"))
+    return not file.startswith(_LIBRARIES + _INSIDE)
+
+
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame runs the user's code."""
+    return is_users_file(frame.f_code.co_filename)
+
+
+def calling_place(frame: FrameType | None) -> Place | None:
+    """The innermost line of the user's that is being run."""
+    while frame is not None:
+        if is_users(frame):
+            return _place_of(frame)
+        frame = frame.f_back
+    return None
+
+
+def await_place(task: trio.lowlevel.Task) -> Place | None:
+    """The innermost line of the user's where a task waits."""
+    found = None
+    for frame, line in task.iter_await_frames():
+        if is_users(frame) and line is not None:
+            found = Place(frame.f_code.co_filename, line, _function(frame.f_code))
+    return found
+
+
+def traceback_place(error: BaseException) -> Place | None:
+    """The innermost line of the user's that raised."""
+    found = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_users_file(code.co_filename):
+            found = Place(code.co_filename, traceback.tb_lineno, _function(code))
+        traceback = traceback.tb_next
+    return found
+
+
+def _place_of(frame: FrameType) -> Place:
+    return Place(frame.f_code.co_filename, frame.f_lineno, _function(frame.f_code))
+
+
+def _function(code: CodeType) -> str:
+    return code.co_qualname.rpartition("<locals>.")[2]
+
+
+def _same_line(one: Place | None, other: Place | None) -> bool:
+    return one is not None and other is not None and one == other
+
+
+# ------------------------------------------------------------------------------------- values
+
+_PLAIN: Final = (int, float, str, bytes, bool, type(None))
+
+
+def brief(value: object, most: int = 60) -> str:
+    """A value for people, on one line, shortened in the middle."""
+    try:
+        text = repr(value)
+    except Exception as error:  # a repr may be as broken as the code that is tested
+        text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
+    return shorten(" ".join(text.split()), most)
+
+
+def shorten(text: str, most: int) -> str:
+    """Cut a text in the middle."""
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 3
+    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+
+
+@cache
+def _target_of(code: str) -> ast.expr | None:
+    """What an assignment on one line assigns to, if that is simple."""
+    try:
+        (statement,) = ast.parse(code).body
+    except (SyntaxError, ValueError):
+        return None  # a part of something longer
+    match statement:
+        case ast.Assign(targets=[ast.Name() | ast.Attribute() | ast.Subscript() as target]):
+            return target
+        case ast.AugAssign(target=target) | ast.AnnAssign(target=target, value=ast.expr()):
+            return target
+    return None
+
+
+def _shown(target: ast.expr, frame: FrameType) -> str | None:
+    """``name = value``, for a value that is plain."""
+    try:
+        value = _resolved(target, frame)
+    except (LookupError, TypeError, AttributeError):
+        return None
+    if type(value) in _PLAIN or (
+        type(value) in (list, tuple, dict, set)
+        and len(value) <= 8
+        and all(type(each) in _PLAIN for each in value)
+        and (type(value) is not dict or all(type(each) in _PLAIN for each in value.values()))
+    ):
+        return f"{ast.unparse(target)} = {brief(value, 32)}"
+    return None
+
+
+def _resolved(target: ast.expr, frame: FrameType) -> Any:
+    """The value of a simple expression, without running any code of the user's."""
+    match target:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name):
+            return frame.f_locals[name] if name in frame.f_locals else frame.f_globals[name]
+        case ast.Attribute(value=inner, attr=name):
+            return _attribute(_resolved(inner, frame), name)
+        case ast.Subscript(value=inner, slice=index):
+            owner = _resolved(inner, frame)
+            if type(owner) in (list, dict, tuple):
+                return owner[_resolved(index, frame)]
+    raise LookupError
+
+
+def _attribute(owner: object, name: str) -> Any:
+    """An attribute that is kept in the object itself; no property is run for it."""
+    for cls in type(owner).__mro__:
+        slot = vars(cls).get(name)
+        if isinstance(slot, MemberDescriptorType):
+            return slot.__get__(owner)
+    return object.__getattribute__(owner, "__dict__")[name]
