@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import outcome
@@ -16,6 +16,7 @@ import trio
 
 from ..kernel import Kernel, RunningKernel, open_kernel
 from ..kernel import _guard as guard
+from ..kernel._ground import Ground
 from ..wire import Channel, WireSession
 from ._client import Client, Reply
 from ._network import MOST_UNREAD, Network
@@ -117,8 +118,8 @@ async def simulated_kernel(
     simulation = Simulation.current
     if simulation is None:
         raise RuntimeError(
-            "simulated_kernel() works in a simulation only: call the test by explore(), or decorate "
-            "it with @explore_schedules()"
+            "simulated_kernel() works in a simulation only: call the test by explore(), or "
+            "decorate it with @explore_schedules()"
         )
     network = Network(simulation, descriptors=descriptors, most_unread=most_unread)
     _keep_exposure(simulation)
@@ -171,13 +172,7 @@ class _Host:
         await running.wait_closed()
         scope.cancel()
 
-    @asynccontextmanager
-    async def _nothing(self) -> AsyncIterator[None]:
-        yield
-
-    def _open_ground(self) -> Any:
-        from contextlib import nullcontext
-
+    def _open_ground(self) -> AbstractContextManager[Ground]:
         return nullcontext(self._network)
 
     def _end_of_thread(self, result: outcome.Outcome[object]) -> None:
@@ -191,10 +186,8 @@ class _Host:
 
     async def end(self) -> None:
         if self._its_token is not None and self._leave is not None:
-            try:
+            with suppress(trio.RunFinishedError):
                 self._its_token.run_sync_soon(self._leave.set)
-            except trio.RunFinishedError:
-                pass
         await self._ended.wait()
 
     def unwrap(self) -> None:

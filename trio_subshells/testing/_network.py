@@ -23,7 +23,6 @@ import trio
 
 from ..actors import Transport, TrioTransport
 from ..actors._queue import Queue
-from ..kernel._guard import Raiser
 from ..sockets import Subscription
 from ..wire import Channel
 from ._simulation import SimulatedThread, Simulation, Turn
@@ -249,7 +248,7 @@ class Network:
         """Rings through trio's tokens, which are simulated with the loops."""
         return TrioTransport()
 
-    def make_raiser(self) -> Raiser:
+    def make_raiser(self) -> SimulatedRaiser:
         """Strikes where the thread blocks."""
         thread = self.simulation.thread
         assert thread is not None
@@ -371,6 +370,11 @@ class SimulatedRaiser:
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         """Raise it at the place where the thread is blocked; returns whether it is."""
         return self._simulation.raise_in(self._thread, error)
+
+    @property
+    def missed(self) -> bool:
+        """Never: what it was told to raise is raised, or withdrawn."""
+        return False
 
     def withdraw(self) -> None:
         """Take back what hasn't been raised yet."""
