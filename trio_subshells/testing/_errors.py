@@ -56,3 +56,11 @@ def await_place(task: trio.lowlevel.Task) -> str | None:
             file = Path(frame.f_code.co_filename).name
             found = f"{file}:{line}, in {frame.f_code.co_name}"
     return found
+
+
+class LeftBehind(SimulationFailure):
+    """A run was all right, but has left something behind that was never awaited or closed."""
+
+
+class UncontrolledNondeterminism(SimulationFailure):
+    """The same schedule, run twice, was not the same: something decides that we don't control."""

@@ -35,6 +35,9 @@ from ._loops import Loop, VirtualClock, restore_place, save_place
 TIME: Final = -1
 """What a strategy chooses to let time pass, though something could happen now."""
 
+TIME_PASSES: Final = "time"
+"""How a deviation says so."""
+
 _ROOT: Final = "Simulation.start_thread.<locals>.root"
 
 _STEPS_TO_END: Final = 5_000
@@ -147,6 +150,7 @@ class Simulation:
         chooser: makes the decisions.
         max_steps: how many steps a run may take before it counts as one without progress.
         fairness: how many decisions a turn may wait at most; None for no bound.
+        lag: how many virtual seconds may pass at once, at most, though something could happen.
         checks: called after each step; what one raises is the run's failure.
         recorder: notes what happens, for a report; that takes time.
     """
@@ -160,6 +164,7 @@ class Simulation:
         *,
         max_steps: int = 100_000,
         fairness: int | None = None,
+        lag: float = math.inf,
         checks: tuple[Callable[[], object], ...] = (),
         recorder: Recorder | None = None,
     ) -> None:
@@ -170,7 +175,11 @@ class Simulation:
         self.trace: list[int] = []
         self.threads: list[SimulatedThread] = []
         self.failure: BaseException | None = None
+        self.failed_at = -1
+        self.may_pass_time = False
         self._chooser = chooser
+        self._wants_time = chooser.wants_time
+        self._lag = lag
         self._max_steps = max_steps
         self._fairness = fairness
         self.checks = list(checks)
@@ -291,6 +300,7 @@ class Simulation:
         """The run has failed: end it. The first failure is the one that counts."""
         if self.failure is None:
             self.failure = error
+            self.failed_at = len(self.trace)
             self._max_steps = len(self.trace) + _STEPS_TO_END
             for scope in self._cancel_all:
                 scope.cancel()
@@ -303,8 +313,9 @@ class Simulation:
             self._check()
         turns = self.turns
         last = self._turn
+        default = 0
         while True:
-            default = self._take_fresh(last)
+            default = self._take_fresh(last, default)
             if len(self.trace) >= self._max_steps:
                 if self.failure is not None:
                     return None
@@ -314,7 +325,7 @@ class Simulation:
                 if not self._come_to_rest():
                     return None
                 continue
-            if self.failure is not None or (len(turns) == 1 and not self._chooser.wants_time):
+            if self.failure is not None or (len(turns) == 1 and not self._wants_time):
                 index = 0
             else:
                 index = self._choose(default)
@@ -327,6 +338,7 @@ class Simulation:
             if turn.happen is None:
                 return turn
             last = None
+            default = 0
             self._turn = None
             turn.happen()
             if turn.thread is not None:
@@ -335,9 +347,11 @@ class Simulation:
 
     def _choose(self, default: int) -> int:
         turns = self.turns
-        time = self._chooser.wants_time and self.next_time() < math.inf
-        if len(turns) == 1 and not time:
-            return 0
+        if self._wants_time:
+            due = self.next_time()
+            self.may_pass_time = due < math.inf and due - self.clock.now <= self._lag
+            if len(turns) == 1 and not self.may_pass_time:
+                return 0
         decision = self.decisions
         self.decisions = decision + 1
         if self._fairness is not None and decision - turns[0].since > self._fairness:
@@ -346,7 +360,7 @@ class Simulation:
             index = self._chooser.choose(self, default)
         if index != default:
             if index == TIME:
-                self.deviations.append(Deviation(decision, "time"))
+                self.deviations.append(Deviation(decision, TIME_PASSES))
                 self.instead = turns[default]
                 self._pass_time()
             else:
@@ -354,13 +368,12 @@ class Simulation:
                 self.instead = turns[default]
         return index
 
-    def _take_fresh(self, last: Turn | None) -> int:
+    def _take_fresh(self, last: Turn | None, default: int) -> int:
         """Put into the list what has become possible; return which is the default."""
         fresh = self._fresh
         if not fresh:
-            return 0
+            return default
         known = self._known
-        default = 0
         turns = self.turns
         if len(fresh) > 1:
             new = [known.get(task) or self._register(task) for task in fresh]

@@ -1,0 +1,79 @@
+"""The same seed is the same schedule: in each repeat, in any process, under any hash seed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from trio_subshells.testing import PCT, POS, Portfolio, Random, Strategy
+from trio_subshells.testing._runs import Runs
+
+from . import bugs
+
+ROOT = Path(__file__).parents[2]
+Program = Callable[[], Awaitable[None]]
+STRATEGIES = [Random(), PCT(3), POS()]
+
+_SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.testing.test_determinism import digest
+print(digest())
+"""
+
+
+def traces(strategy: Strategy, seeds: Iterable[int], program: Program) -> list[tuple[int, ...]]:
+    """The trace of a schedule of each seed, after a first one that PCT learns from."""
+    found = []
+    with Runs(program, max_steps=100_000, fairness=None, lag=1.0, checks=()) as runs:
+        strategy.start()
+        for seed in (0, *seeds):
+            chooser = strategy.chooser(random.Random(seed))
+            assert chooser is not None
+            run = runs.run(chooser)
+            assert run.failure is None
+            found.append(tuple(run.simulation.trace))
+            if len(found) == 1:
+                strategy.learn(run.simulation)
+    return found[1:]
+
+
+def digest() -> str:
+    """Of all the traces of an exploration."""
+    found = hashlib.sha256()
+    for strategy in (*STRATEGIES, Portfolio()):
+        found.update(repr(traces(strategy, range(1, 20), bugs.healthy)).encode())
+    return found.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "repeats"), [(Random(), 1_000), (PCT(3), 200), (POS(), 200)], ids=repr
+)
+def test_all_repeats_of_a_seed_are_one_trace(strategy: Strategy, repeats: int) -> None:
+    assert len(set(traces(strategy, [1] * repeats, bugs.healthy))) == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_a_thousand_seeds_are_nearly_as_many_traces(strategy: Strategy) -> None:
+    assert len(set(traces(strategy, range(1, 1_001), bugs.channels))) >= 990
+
+
+def test_new_processes_and_hash_seeds_change_nothing() -> None:
+    expected = digest()
+    for hash_seed in ("0", "1", "random"):
+        done = subprocess.run(
+            [sys.executable, "-c", _SCRIPT.format(root=str(ROOT))],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            timeout=300,
+        )
+        assert done.stdout.strip() == expected

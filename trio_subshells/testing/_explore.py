@@ -1,0 +1,380 @@
+"""Exploring: one schedule after the other until one fails, and then what there is to say about it.
+
+`explore` runs an async function under many schedules. When one of them fails, it
+
+1. runs that schedule again, strictly: a run that then differs is reported as
+   `UncontrolledNondeterminism`, with the await where it diverged;
+2. shrinks the schedule to the deviations that it takes (`_shrink`);
+3. raises `ScheduleFailed` from the exception of the shrunk schedule's run, with the line that
+   replays it, and the report (`_story`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Final, ParamSpec, overload
+
+import attrs
+import trio
+
+from ._divergence import explain_divergence
+from ._errors import UncontrolledNondeterminism
+from ._runs import Run, Runs
+from ._schedules import Replayer, Schedule
+from ._shrink import shrink
+from ._simulation import Chooser
+from ._strategies import Portfolio, Replay, Strategy
+
+P = ParamSpec("P")
+
+DEFAULT_SCHEDULES: Final = 200
+"""How many schedules are run where nobody says how many."""
+
+
+@attrs.frozen
+class Settings:
+    """What is set from outside, for all explorations; it comes before what each says itself.
+
+    Attributes:
+        schedules: how many to run; None: as the exploration says, if `seconds` is None too.
+        seconds: for how long to run; None: as the exploration says, if `schedules` is None too.
+        seed: None: as the exploration says.
+        replay: run this schedule only.
+        directory: where files of reports go.
+        command: what replays a test, without the schedule: ``pytest path::test --replay``.
+    """
+
+    schedules: int | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    replay: Schedule | None = None
+    directory: Path | None = None
+    command: str | None = None
+
+
+settings: ContextVar[Settings] = ContextVar("trio_subshells_testing_settings")
+"""Set by the pytest plugin."""
+
+
+@attrs.frozen
+class Exploration:
+    """What an exploration has done. All of its schedules were fine: else `explore` raises.
+
+    Attributes:
+        schedules: how many were run.
+        traces: how many of these were different.
+        steps: how many steps they took, together.
+        seconds: how long that took, in real time.
+        seed: what it started from.
+        exhausted: whether the strategy has no schedule left.
+        strategies: how many schedules each strategy has made.
+    """
+
+    schedules: int
+    traces: int
+    steps: int
+    seconds: float
+    seed: int
+    exhausted: bool
+    strategies: dict[str, int] = attrs.field(eq=False)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.schedules:,} schedules ({self.traces:,} different), {self.steps:,} steps, "
+            f"{self.seconds:.2f} s, seed {self.seed}" + (", exhausted" if self.exhausted else "")
+        )
+
+
+class ScheduleFailed(Exception):
+    """A schedule has failed. What it failed with is the ``__cause__``.
+
+    Attributes:
+        schedule: the shrunk schedule, which fails in the same way.
+        found: the schedule as it was found.
+        number: how many schedules were run until then, this one included.
+        seed: what the exploration started from.
+        strategy: the name of the one that found it.
+        replay: one line that replays it.
+        report: the failure, told; None if nobody can tell it.
+        diagram: the file with its sequence diagram, if there is one.
+    """
+
+    def __init__(
+        self,
+        failure: BaseException,
+        *,
+        schedule: Schedule,
+        found: Schedule,
+        number: int,
+        seed: int,
+        strategy: str,
+        replay: str,
+    ) -> None:
+        super().__init__(failure)
+        self.failure = failure
+        self.schedule = schedule
+        self.found = found
+        self.number = number
+        self.seed = seed
+        self.strategy = strategy
+        self.replay = replay
+        self.report: str | None = None
+        self.diagram: Path | None = None
+
+    def __str__(self) -> str:
+        if self.report is not None:
+            return self.report
+        count, of = len(self.schedule), len(self.found)
+        deviations = f"{count} of its {of} deviations" if of != count else f"{count} deviations"
+        return (
+            f"{type(self.failure).__name__}: {self.failure}\n"
+            f"in schedule {self.number:,} of seed {self.seed} ({self.strategy}), with {deviations} "
+            f"from the default order\nreplay it: {self.replay}"
+        )
+
+
+def explore(
+    async_fn: Callable[..., Awaitable[object]],
+    /,
+    *args: object,
+    schedules: int | None = None,
+    seconds: float | None = None,
+    strategy: Strategy | None = None,
+    seed: int = 0,
+    max_steps: int = 100_000,
+    fairness: int | None = None,
+    lag: float = 1.0,
+    checks: tuple[Callable[[], object], ...] = (),
+) -> Exploration:
+    """Run an async function under many schedules, each with a new trio loop and a virtual clock.
+
+    Not to be called in a trio loop: it makes its own, one after the other.
+
+    Args:
+        async_fn: what to run, from its beginning in each schedule. What it keeps outside of itself
+            would be seen by the next one, and must not matter.
+        args: what to call it with.
+        schedules: how many to run at most; 200 if `seconds` isn't said either.
+        seconds: for how long to go on, in real time. One schedule is always run, and each to its
+            end.
+        strategy: which schedules; `Portfolio()` by default.
+        seed: the same seed explores the same schedules.
+        max_steps: how many steps a schedule may take; one that takes more has failed, with
+            `NoProgress`.
+        fairness: how many decisions something that can happen may have to wait at most; None, the
+            default: for ever. Strategies may starve a task as trio itself would not.
+        lag: how many virtual seconds may pass at once though something could happen, as if that
+            took so long: timeouts that are farther away never come early. 0: none does.
+        checks: invariants, called after each step. One that raises ends the schedule, as failed.
+
+    Returns:
+        The figures, if no schedule has failed.
+
+    Raises:
+        ScheduleFailed: one has; from the exception of that run. At a deadlock that is `Deadlock`,
+            where a thread wasn't joined `Unjoined`, and so on (see `SimulationFailure`).
+        UncontrolledNondeterminism: one has, but not when it was run again: something else than the
+            schedule decides.
+        RuntimeError: this is a trio loop.
+    """
+    __tracebackhide__ = True
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError(
+            "explore() makes trio loops of its own, one for each schedule, and can't be called in "
+            "one: call it in a sync function, or decorate the async test with @explore_schedules"
+        )
+    outside = settings.get(Settings())
+    if outside.schedules is not None or outside.seconds is not None:
+        schedules, seconds = outside.schedules, outside.seconds
+    if outside.seed is not None:
+        seed = outside.seed
+    if outside.replay is not None:
+        strategy = Replay(outside.replay)
+    if schedules is None:
+        schedules = DEFAULT_SCHEDULES if seconds is None else None
+    if schedules is not None and schedules < 1:
+        raise ValueError(f"schedules must be at least 1, not {schedules!r}")
+    runs = Runs(
+        functools.partial(async_fn, *args),
+        max_steps=max_steps,
+        fairness=fairness,
+        lag=lag,
+        checks=checks,
+    )
+    explorer = _Explorer(runs, strategy or Portfolio(), seed, _replay_line(async_fn, outside))
+    with runs:
+        return explorer.explore(schedules, seconds)
+
+
+class _Explorer:
+    """One exploration."""
+
+    def __init__(
+        self, runs: Runs, strategy: Strategy, seed: int, replay: Callable[[Schedule], str]
+    ) -> None:
+        self._runs = runs
+        self._strategy = strategy
+        self._seed = seed
+        self._replay = replay
+
+    def explore(self, schedules: int | None, seconds: float | None) -> Exploration:
+        __tracebackhide__ = True
+        strategy = self._strategy
+        strategy.start()
+        start = time.perf_counter()
+        number = steps = 0
+        traces: set[int] = set()
+        names: dict[str, int] = {}
+        exhausted = False
+        while schedules is None or number < schedules:
+            if seconds is not None and number and time.perf_counter() - start >= seconds:
+                break
+            chooser = strategy.chooser(random.Random(self._seed * 2**32 + number))
+            if chooser is None:
+                exhausted = True
+                break
+            run = self._runs.run(chooser)
+            number += 1
+            if run.failure is not None:
+                self._fail(run, number, chooser)
+            strategy.learn(run.simulation)
+            traces.add(hash(tuple(run.simulation.trace)))
+            steps += len(run.simulation.trace)
+            names[strategy.name] = names.get(strategy.name, 0) + 1
+        return Exploration(
+            schedules=number,
+            traces=len(traces),
+            steps=steps,
+            seconds=time.perf_counter() - start,
+            seed=self._seed,
+            exhausted=exhausted,
+            strategies=names,
+        )
+
+    def _fail(self, run: Run, number: int, chooser: Chooser) -> None:
+        __tracebackhide__ = True
+        found = Schedule.of(run.simulation, time=chooser.wants_time)
+        again = self._runs.run(Replayer(found))
+        if again.steps != run.steps or not again.fails_like(run):
+            raise UncontrolledNondeterminism(
+                "the same schedule, run again, was not the same: something decides that isn't "
+                "controlled (a real thread, the order of a set, the real time, what is left from "
+                f"another run)\n{explain_divergence(self._runs, found, run, again)}"
+            ) from run.failure
+        shortest, last = self._shrink(found, again)
+        assert last.failure is not None
+        error = ScheduleFailed(
+            last.failure,
+            schedule=shortest,
+            found=found,
+            number=number,
+            seed=self._seed,
+            strategy=self._strategy.name,
+            replay=self._replay(shortest),
+        )
+        raise error from last.failure
+
+    def _shrink(self, found: Schedule, failed: Run) -> tuple[Schedule, Run]:
+        """The shrunk schedule, and its run."""
+        last = failed
+
+        def attempt(schedule: Schedule) -> Schedule | None:
+            nonlocal last
+            run = self._runs.run(Replayer(schedule))
+            if not run.fails_like(failed):
+                return None
+            last = run
+            return Schedule.of(run.simulation, time=schedule.time)
+
+        shortest = shrink(found, attempt)
+        if len(shortest) != len(last.simulation.deviations):
+            attempt(shortest)
+        return shortest, last
+
+
+def _replay_line(
+    async_fn: Callable[..., Awaitable[object]], outside: Settings
+) -> Callable[[Schedule], str]:
+    def line(schedule: Schedule) -> str:
+        if outside.command is not None:
+            return f"{outside.command} '{schedule}'"
+        name = getattr(async_fn, "__name__", "async_fn")
+        return f"explore({name}, strategy=Replay({str(schedule)!r}))"
+
+    return line
+
+
+@overload
+def explore_schedules(async_fn: Callable[P, Awaitable[object]], /) -> Callable[P, None]: ...
+
+
+@overload
+def explore_schedules(
+    schedules: int | None = None,
+    /,
+    *,
+    seconds: float | None = None,
+    strategy: Strategy | None = None,
+    seed: int = 0,
+    max_steps: int = 100_000,
+    fairness: int | None = None,
+    lag: float = 1.0,
+    checks: tuple[Callable[[], object], ...] = (),
+) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
+
+
+@overload
+def explore_schedules(
+    *,
+    schedules: int | None = None,
+    seconds: float | None = None,
+    strategy: Strategy | None = None,
+    seed: int = 0,
+    max_steps: int = 100_000,
+    fairness: int | None = None,
+    lag: float = 1.0,
+    checks: tuple[Callable[[], object], ...] = (),
+) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
+
+
+def explore_schedules(first: Any = None, /, **options: Any) -> Any:
+    """Make of an async test a sync one that explores it: ``@explore_schedules(500)``.
+
+    pytest calls it with fixtures as ever, but for those of pytest-trio, which need a loop of their
+    own. Fixtures are made once, for all schedules.
+
+    Takes what `explore` does; the number of schedules may stand alone. See there for what the test
+    then raises.
+    """
+    if callable(first) and not options:
+        return _exploring(first, {})
+    if first is not None:
+        if isinstance(first, bool) or not isinstance(first, int):
+            raise TypeError(
+                f"the number of schedules, or nothing, not {first!r}: write "
+                "@explore_schedules(500), or @explore_schedules(seconds=5)"
+            )
+        options["schedules"] = first
+    return functools.partial(_exploring, options=options)
+
+
+def _exploring(
+    async_fn: Callable[P, Awaitable[object]], options: dict[str, Any]
+) -> Callable[P, None]:
+    if not inspect.iscoroutinefunction(async_fn):
+        raise TypeError(
+            f"@explore_schedules makes a test of an async function, and {async_fn!r} isn't one"
+        )
+
+    @functools.wraps(async_fn)
+    def test(*args: P.args, **kwargs: P.kwargs) -> None:
+        __tracebackhide__ = True
+        explore(functools.wraps(async_fn)(functools.partial(async_fn, *args, **kwargs)), **options)
+
+    return test

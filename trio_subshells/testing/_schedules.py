@@ -1,0 +1,160 @@
+"""Schedules on paper: a run as its deviations from the default, in one line and back.
+
+A schedule is what a failure is reported by, shrunk by and replayed by. It is written as text that
+fits between single quotes in any shell, in one of two forms:
+
+- ``1:12=main/reader,40=time``: the decision's number and the name of the turn that was chosen.
+  ``1`` is the version of the form; ``1t:`` says that time was a candidate throughout, which is part
+  of the schedule because such a run counts more decisions. Characters that would need care are
+  written as in URLs.
+- ``1z:…``: the same, compressed, where the former would be long. A checksum comes with it.
+
+Replay is lenient: a deviation whose turn isn't there is skipped, as if it weren't in the schedule.
+That makes every part of a schedule a schedule, which is what shrinking needs.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+from urllib.parse import quote, unquote
+
+import attrs
+
+from ._simulation import TIME, TIME_PASSES, Deviation, Simulation
+
+_VERSION = "1"
+_LONG = 300
+"""Characters; a longer schedule is compressed."""
+_SAFE = "/#<>() "
+
+
+class InvalidSchedule(ValueError):
+    """A text that should be a schedule isn't one."""
+
+
+@attrs.frozen
+class Schedule:
+    """One order of things, as the decisions that weren't the default. ``str()`` writes it down.
+
+    The default is to go on with the task that ran last, else with what has waited longest.
+
+    Attributes:
+        deviations: by ascending number of the decision.
+        time: whether time was a candidate in each decision.
+    """
+
+    deviations: tuple[Deviation, ...] = ()
+    time: bool = False
+
+    @classmethod
+    def of(cls, simulation: Simulation, *, time: bool) -> Schedule:
+        """The schedule that a simulation has run."""
+        return cls(tuple(simulation.deviations), time)
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """Read what ``str()`` has written.
+
+        Raises:
+            InvalidSchedule: it isn't a schedule, or one of another version.
+        """
+        head, colon, body = text.strip().partition(":")
+        if not colon or not head.startswith(_VERSION) or head[1:] not in {"", "t", "z"}:
+            raise InvalidSchedule(
+                f"{_shortened(text)!r} isn't a schedule of this version: it begins with '1:', "
+                "'1t:' or '1z:', as a failure report prints it"
+            )
+        if head[1:] == "z":
+            return cls.parse(_unpack(body))
+        try:
+            deviations = tuple(_deviation(each) for each in body.split(",") if each)
+        except ValueError as error:
+            raise InvalidSchedule(
+                f"{_shortened(text)!r} isn't a schedule: {error}; what belongs between the commas "
+                "is NUMBER=NAME"
+            ) from None
+        numbers = [each.decision for each in deviations]
+        if any(later <= former for former, later in pairwise(numbers)):
+            raise InvalidSchedule(
+                f"{_shortened(text)!r} isn't a schedule: its decisions aren't in ascending order"
+            )
+        return cls(deviations, head == "1t")
+
+    def __str__(self) -> str:
+        parts = [f"{each.decision}={quote(each.choice, safe=_SAFE)}" for each in self.deviations]
+        text = f"{_VERSION}{'t' if self.time else ''}:{','.join(parts)}"
+        return text if len(text) <= _LONG else _pack(text)
+
+    def __len__(self) -> int:
+        return len(self.deviations)
+
+    def only(self, deviations: Iterable[Deviation]) -> Schedule:
+        """The same schedule with other deviations."""
+        return attrs.evolve(self, deviations=tuple(deviations))
+
+
+class Replayer:
+    """Makes the decisions that a schedule says, and the default ones otherwise.
+
+    Attributes:
+        skipped: the deviations whose turn wasn't there when its decision was made.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._wanted = {each.decision: each for each in schedule.deviations}
+        self.wants_time = schedule.time
+        self.skipped: list[Deviation] = []
+
+    def choose(self, simulation: Simulation, default: int) -> int:
+        """The turn that the schedule names, or the default."""
+        wanted = self._wanted.get(simulation.decisions - 1)
+        if wanted is None:
+            return default
+        if wanted.choice == TIME_PASSES and simulation.may_pass_time:
+            return TIME
+        for index, turn in enumerate(simulation.turns):
+            if turn.name == wanted.choice:
+                return index
+        self.skipped.append(wanted)
+        return default
+
+
+def _deviation(text: str) -> Deviation:
+    number, equals, name = text.partition("=")
+    if not equals or not number.isascii() or not number.isdigit():
+        raise ValueError(f"{_shortened(text)!r} doesn't name a decision and a turn")
+    choice = unquote(name, errors="strict")
+    if not choice:
+        raise ValueError(f"decision {number} has no turn")
+    return Deviation(int(number), choice)
+
+
+def _pack(text: str) -> str:
+    packed = zlib.compress(text.encode(), 9)  # ends in a checksum
+    return f"{_VERSION}z:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
+
+
+def _unpack(body: str) -> str:
+    inflate: Any = zlib.decompressobj()
+    try:
+        packed = base64.urlsafe_b64decode(body + "=" * (-len(body) % 4))
+        text: str = inflate.decompress(packed, _MOST).decode()
+    except (ValueError, zlib.error):  # not base64, not ASCII, not compressed, not UTF-8
+        text = ""
+    if not text or not inflate.eof or text.startswith(f"{_VERSION}z"):
+        raise InvalidSchedule(
+            f"'1z:{_shortened(body)}' isn't a schedule: it is damaged, or a part is missing"
+        )
+    return text
+
+
+_MOST = 50_000_000
+"""Bytes of a schedule's text at most: what looks like more is no schedule."""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}…"
