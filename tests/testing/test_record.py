@@ -227,7 +227,7 @@ def test_actors_messages_are_seen() -> None:
         ("tell", "Add(amount=1)", "main", counter),
         ("ask", "Add(amount=2)", "main", counter),
         ("answer", "3", counter, "main"),
-        ("end", "system/counter has cancelled", counter, "main"),
+        ("end", "system/counter was cancelled", counter, "main"),
     ]
     for message in recorder.messages:
         assert message.taken is not None

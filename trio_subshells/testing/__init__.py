@@ -11,6 +11,7 @@ from ._errors import (
     Unjoined,
 )
 from ._explore import Exploration, ScheduleFailed, explore, explore_schedules
+from ._report import Report
 from ._schedules import InvalidSchedule, Schedule
 from ._simulation import Deviation
 from ._strategies import PCT, POS, Portfolio, Random, Replay, Strategy
@@ -27,6 +28,7 @@ __all__ = [
     "Portfolio",
     "Random",
     "Replay",
+    "Report",
     "Schedule",
     "ScheduleFailed",
     "SimulationFailure",

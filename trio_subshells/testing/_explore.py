@@ -25,10 +25,12 @@ import trio
 
 from ._divergence import explain_divergence
 from ._errors import UncontrolledNondeterminism
+from ._report import Report, make_report
 from ._runs import Run, Runs
 from ._schedules import Replayer, Schedule
 from ._shrink import shrink
 from ._simulation import Chooser
+from ._story import Finding
 from ._strategies import Portfolio, Replay, Strategy
 
 P = ParamSpec("P")
@@ -48,6 +50,7 @@ class Settings:
         replay: run this schedule only.
         directory: where files of reports go.
         command: what replays a test, without the schedule: ``pytest path::test --replay``.
+        name: the test's, which names the files of its report.
     """
 
     schedules: int | None = None
@@ -56,6 +59,7 @@ class Settings:
     replay: Schedule | None = None
     directory: Path | None = None
     command: str | None = None
+    name: str | None = None
 
 
 settings: ContextVar[Settings] = ContextVar("trio_subshells_testing_settings")
@@ -101,8 +105,7 @@ class ScheduleFailed(Exception):
         seed: what the exploration started from.
         strategy: the name of the one that found it.
         replay: one line that replays it.
-        report: the failure, told; None if nobody can tell it.
-        diagram: the file with its sequence diagram, if there is one.
+        report: the failure, told, with its sequence diagram; None if it can't be.
     """
 
     def __init__(
@@ -124,12 +127,16 @@ class ScheduleFailed(Exception):
         self.seed = seed
         self.strategy = strategy
         self.replay = replay
-        self.report: str | None = None
-        self.diagram: Path | None = None
+        self.report: Report | None = None
+
+    @property
+    def diagram(self) -> Path | None:
+        """The file with the sequence diagram, if one was written."""
+        return self.report.file if self.report is not None else None
 
     def __str__(self) -> str:
         if self.report is not None:
-            return self.report
+            return self.report.text
         count, of = len(self.schedule), len(self.found)
         deviations = f"{count} of its {of} deviations" if of != count else f"{count} deviations"
         return (
@@ -207,7 +214,8 @@ def explore(
         lag=lag,
         checks=checks,
     )
-    explorer = _Explorer(runs, strategy or Portfolio(), seed, _replay_line(async_fn, outside))
+    replay_line = _replay_line(async_fn, outside)
+    explorer = _Explorer(runs, strategy or Portfolio(), seed, replay_line, outside)
     with runs:
         return explorer.explore(schedules, seconds)
 
@@ -216,12 +224,18 @@ class _Explorer:
     """One exploration."""
 
     def __init__(
-        self, runs: Runs, strategy: Strategy, seed: int, replay: Callable[[Schedule], str]
+        self,
+        runs: Runs,
+        strategy: Strategy,
+        seed: int,
+        replay: Callable[[Schedule], str],
+        outside: Settings,
     ) -> None:
         self._runs = runs
         self._strategy = strategy
         self._seed = seed
         self._replay = replay
+        self._outside = outside
 
     def explore(self, schedules: int | None, seconds: float | None) -> Exploration:
         __tracebackhide__ = True
@@ -278,7 +292,24 @@ class _Explorer:
             strategy=self._strategy.name,
             replay=self._replay(shortest),
         )
+        self._report(error)
         raise error from last.failure
+
+    def _report(self, error: ScheduleFailed) -> None:
+        """Tell the failure. That this can't be done must not hide it."""
+        how = f"schedule {error.number:,} of seed {error.seed} ({error.strategy})"
+        if isinstance(self._strategy, Replay):
+            how = "replaying a schedule"
+        finding = Finding(how, error.replay, len(error.schedule), len(error.found))
+        try:
+            error.report = make_report(
+                lambda recorder: self._runs.run(Replayer(error.schedule), recorder),
+                finding,
+                directory=self._outside.directory,
+                name=self._outside.name,
+            )
+        except Exception as problem:
+            error.add_note(f"it can't be told: {type(problem).__name__}: {problem}")
 
     def _shrink(self, found: Schedule, failed: Run) -> tuple[Schedule, Run]:
         """The shrunk schedule, and its run."""

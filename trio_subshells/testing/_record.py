@@ -29,7 +29,7 @@ import outcome
 import trio
 from trio._core import _run as trio_run
 
-from ..actors._actor import Ended
+from ..actors._actor import ActorState, Ended
 from ..actors._mailbox import Letter
 from ..actors._promise import BlockingPromise, Promise
 from ..actors._queue import Queue
@@ -202,7 +202,9 @@ class Recorder(_simulation.Recorder):
     Attributes:
         steps: what happened, in order.
         messages: all that were sent, in order.
+        raised: exceptions, each with the steps in which it was seen.
         ends: the step in which each task ended, by the name of its turn.
+        threads: the thread of each, by the name of its turn.
     """
 
     def __init__(self) -> None:
@@ -234,7 +236,7 @@ class Recorder(_simulation.Recorder):
         self._simulation = simulation
         self._deciding = False
         self._close_step()
-        instead, simulation.instead = simulation.instead, None
+        instead = _instead(simulation, turn)
         thread = turn.thread.name if turn.thread is not None else ""
         if simulation.failure is not None:
             self._step = Step(-1, simulation.clock.now, "", thread, inside=True)
@@ -264,7 +266,7 @@ class Recorder(_simulation.Recorder):
         self._simulation = simulation
         self._deciding = False
         self._close_step()
-        instead, simulation.instead = simulation.instead, None
+        instead = _instead(simulation, None)
         if simulation.failure is not None:
             return
         self._step = Step(
@@ -502,7 +504,9 @@ class Recorder(_simulation.Recorder):
         if isinstance(result, outcome.Error):
             text = brief(result.error)
         elif isinstance(result, outcome.Value) and isinstance(result.value, Ended):
-            text = f"{result.value.path} has {result.value.state.value}"
+            state = result.value.state
+            verb = "was" if state is ActorState.CANCELLED else "has"
+            text = f"{result.value.path} {verb} {state.value}"
         else:
             text = brief(getattr(result, "value", None))
         message = Message(
@@ -556,11 +560,13 @@ class Recorder(_simulation.Recorder):
         return task_exited
 
     def _note_raised(self, error: BaseException, row: Row | None) -> None:
+        """Note an exception once per step: where it is seen first, which is the innermost place."""
         if isinstance(error, BaseExceptionGroup):
             return
-        if any(each is error for each, _ in self.raised):
+        number = self._step.number
+        if any(each is error and at == number for each, at in self.raised):
             return
-        self.raised.append((error, self._step.number))
+        self.raised.append((error, number))
         if row is not None:
             row.raised = error
 
@@ -650,6 +656,15 @@ class _Fresh(list[trio.lowlevel.Task]):
     def append(self, task: trio.lowlevel.Task) -> None:
         self._woke(task)
         super().append(task)
+
+
+def _instead(simulation: Simulation, chosen: Turn | None) -> Turn | None:
+    """What would have been next; rather a task of the user's than one of trio's."""
+    instead, simulation.instead = simulation.instead, None
+    if instead is None or not instead.name.endswith(">"):
+        return instead
+    others = [each for each in simulation.turns if each is not chosen]
+    return next((each for each in others if not each.name.endswith(">")), instead)
 
 
 def _is_decision(frame: FrameType | None) -> bool:

@@ -1,0 +1,119 @@
+"""Failures to tell: found, shrunk and recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import attrs
+import pytest
+import trio
+
+from trio_subshells import actors
+from trio_subshells.testing import Report, ScheduleFailed, explore
+from trio_subshells.testing._record import Recorder
+from trio_subshells.testing._runs import Runs
+from trio_subshells.testing._scenes import Scene, compose
+from trio_subshells.testing._schedules import Replayer
+
+Body = Callable[[], Awaitable[object]]
+
+
+def failure_of(body: Body, *, schedules: int = 1_000) -> ScheduleFailed:
+    """Explore until it fails."""
+    with pytest.raises(ScheduleFailed) as raised:
+        explore(body, schedules=schedules)
+    assert getattr(raised.value, "__notes__", []) == []
+    return raised.value
+
+
+def report_of(body: Body) -> Report:
+    """Explore until it fails, and tell that."""
+    report = failure_of(body).report
+    assert report is not None
+    return report
+
+
+def scene_of(body: Body, most: int = 24) -> Scene:
+    """Explore until it fails, and choose what to tell."""
+    error = failure_of(body)
+    runs = Runs(body, max_steps=10_000, fairness=None, lag=1.0, checks=())
+    with runs, Recorder() as recorder:
+        failure = runs.run(Replayer(error.schedule), recorder).failure
+    assert failure is not None
+    return compose(recorder, failure, most)
+
+
+@attrs.frozen
+class Set:
+    value: str
+
+
+class Cell(actors.Actor):
+    async def run(self, mailbox: actors.Mailbox) -> None:
+        value = ""
+        async for letter in mailbox:
+            await trio.lowlevel.checkpoint()
+            letter.reply(value)
+            value = letter.message.value
+
+
+async def overtaken() -> None:
+    """Two clients of an actor; one takes for granted that it is the first."""
+    async with actors.open_system() as system:
+        cell = await system.spawn(Cell(), name="cell")
+
+        async def hasty() -> None:
+            assert await cell.ask(Set('<&> "one";'), timeout=10) == ""
+
+        async def other() -> None:
+            await cell.ask(Set("two"), timeout=10)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hasty)
+            nursery.start_soon(other)
+
+
+class Echo(actors.Actor):
+    async def run(self, mailbox: actors.Mailbox) -> None:
+        async for letter in mailbox:
+            letter.reply(letter.message)
+
+
+async def terminated() -> None:
+    """An actor in a thread of its own, which is cancelled while somebody asks it."""
+    async with actors.open_system() as system:
+        echo = await system.spawn(Echo(), name="echo", host=actors.ThreadHost())
+
+        async def client() -> None:
+            assert await echo.ask("hello", timeout=10) == "hello"
+
+        async def reaper() -> None:
+            echo.cancel()
+            await echo.watch()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client)
+            nursery.start_soon(reaper)
+
+
+async def long_winded() -> None:
+    """A lost update, among much that doesn't matter."""
+    number = 0
+
+    async def add() -> None:
+        nonlocal number
+        read = number
+        await trio.lowlevel.checkpoint()
+        number = read + 1
+
+    async def chatter() -> None:
+        for _ in range(30):
+            await trio.sleep(0.001)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(chatter)
+        await trio.sleep(0.015)
+        nursery.start_soon(add)
+        nursery.start_soon(add)
+    assert number == 2

@@ -1,0 +1,81 @@
+"""The report as text: short, and with all that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from trio_subshells.testing._story import ARROW, WIDTH, seconds
+
+from . import bugs, stories
+from .stories import failure_of, report_of
+
+BODIES = [
+    bugs.lost_update,
+    bugs.lost_wakeup,
+    bugs.abba,
+    bugs.early_timeout,
+    bugs.depth_three,
+    stories.overtaken,
+    stories.terminated,
+    stories.long_winded,
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+def test_it_fits_a_screen_and_says_what_it_must(body: Callable[[], Awaitable[object]]) -> None:
+    error = failure_of(body)
+    assert error.report is not None
+    lines = error.report.text.splitlines()
+    assert len(lines) <= 42
+    assert all(len(line) <= WIDTH for line in lines if not line.startswith("Replay it:"))
+    assert lines[0].startswith(type(error.failure).__name__) or isinstance(
+        error.failure, ExceptionGroup
+    )
+    assert any(error.replay in line for line in lines)
+    assert any(f"schedule {error.number:,} of seed 0 ({error.strategy})" in line for line in lines)
+    assert sum(line.startswith(f"{ARROW} here") for line in lines) >= 1
+
+
+def test_the_switch_is_said_in_words() -> None:
+    text = report_of(bugs.lost_update).text
+    (line,) = [line for line in text.splitlines() if line.startswith(f"{ARROW} here")]
+    assert "goes on instead of" in line
+    assert line.endswith("number = read + 1")
+    assert "number = 1" in text
+    assert "AssertionError: two additions made 1" in text
+
+
+def test_messages_are_told_by_both_sides() -> None:
+    text = report_of(stories.overtaken).text
+    assert "asks cell Set(value='two')" in text
+    assert "takes Set(value='two') from other" in text
+    assert "is answered 'two' by cell" in text
+
+
+def test_a_deadlock_ends_with_who_waits() -> None:
+    lines = report_of(bugs.abba).text.splitlines()
+    assert lines[0] == "Deadlock: nothing can happen any more"
+    start = lines.index("At the end, these wait, and nothing will ever wake them:")
+    assert [line.split()[0] for line in lines[start + 1 :]] == ["main", "take", "take#2"]
+
+
+def test_a_failure_in_every_schedule_is_said_to_be_one() -> None:
+    async def body() -> None:
+        raise ValueError("always\nand in two lines")
+
+    text = report_of(body).text
+    assert "It fails in the default order, without any context switch." in text
+    assert text.splitlines()[:2] == ["ValueError: always", "and in two lines"]
+    assert ARROW not in text
+
+
+def test_virtual_seconds_are_short() -> None:
+    assert [seconds(time) for time in (0, 0.5, 1e-3, 3600, 1e9)] == [
+        "0 s",
+        "0.5 s",
+        "0.001 s",
+        "3600 s",
+        "1e+09 s",
+    ]

@@ -1,0 +1,697 @@
+"""The picture of a failing schedule: a sequence diagram, as SVG and as Mermaid text.
+
+A lane is a task. An arrow is a message, from the line that sent it down to the line that took it:
+what is overtaken is seen to cross. Time goes down. A bar across the picture marks each decision
+that made the difference; the lane of the task that had to wait is marked until that goes on.
+`_scenes` has chosen what is drawn.
+
+The SVG needs nothing but a viewer: no fonts, no scripts, no links. It is drawn for light and for
+dark surroundings, by a media query in its style sheet.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Final
+from xml.sax.saxutils import escape, quoteattr
+
+import attrs
+
+from ._record import Message, Row, Sent, Spawned, Taken, Woke, shorten
+from ._scenes import Gap, Item, Line, Passing, Scene, Switch
+from ._story import (
+    Finding,
+    code_of,
+    gap_words,
+    headline,
+    passing_words,
+    seconds,
+    switch_words,
+)
+
+# All in pixels. Widths of text are those of a monospaced font, and a good guess for others.
+_MARGIN: Final = 24
+_MONO: Final = 7.0
+_SANS: Final = 6.2
+_MOST_CODE: Final = 32
+_MOST_LABEL: Final = 24
+_LINE: Final = 15
+_PAD: Final = 5
+_BETWEEN: Final = 12
+_TIMES: Final = 64
+_LEAST_WIDTH: Final = 720
+
+_STYLE: Final = """
+    text { font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
+    .code, .replay { font: 11.5px ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+    .bold { font-weight: 600; }
+    .title { font-size: 16px; font-weight: 600; fill: #b3141f; }
+    .muted { fill: #656d76; }
+    .ground { fill: #ffffff; }
+    .head { fill: #eaeef2; stroke: #afb8c1; }
+    .life { stroke: #c4ccd4; stroke-width: 1.5; }
+    .run { stroke: #8c959f; stroke-width: 7; }
+    .held { stroke: #e0a100; stroke-width: 7; stroke-dasharray: 4 4; }
+    .box { fill: #f6f8fa; stroke: #afb8c1; }
+    .value { fill: #1a7f37; }
+    .failed { fill: #ffebe9; stroke: #cf222e; stroke-width: 2; }
+    .error { fill: #b3141f; font-weight: 600; }
+    .message { stroke: #0969da; stroke-width: 1.6; fill: none; }
+    .answer { stroke: #0969da; stroke-width: 1.6; stroke-dasharray: 6 3; fill: none; }
+    .lost { stroke: #cf222e; stroke-width: 1.6; stroke-dasharray: 6 3; fill: none; }
+    .wake { stroke: #8c959f; stroke-width: 1.2; stroke-dasharray: 1.5 3; fill: none; }
+    .tip { fill: #0969da; }
+    .tipwake { fill: #8c959f; }
+    .tipswitch { fill: #bf8700; }
+    .label, .why { stroke-width: 4px; paint-order: stroke; stroke-linejoin: round; }
+    .label { fill: #0550ae; stroke: #ffffff; }
+    .switch { fill: #fff3cd; stroke: #e0a100; }
+    .why { fill: #664d03; stroke: #fff3cd; font-weight: 600; }
+    .turn { stroke: #bf8700; stroke-width: 2.5; fill: none; }
+    .passing { fill: #eef4fb; }
+    .end { stroke: #8c959f; stroke-width: 1.8; }
+    .thread { fill: none; stroke: #8c959f; }
+    @media (prefers-color-scheme: dark) {
+      text { fill: #e6edf3; }
+      .title, .error { fill: #ff7b72; }
+      .muted { fill: #9198a1; }
+      .ground { fill: #0d1117; }
+      .head { fill: #262c36; stroke: #545d68; }
+      .life { stroke: #3d444d; }
+      .run { stroke: #6e7681; }
+      .held { stroke: #bb8009; }
+      .box { fill: #161b22; stroke: #545d68; }
+      .value { fill: #56d364; }
+      .failed { fill: #3b1416; stroke: #f85149; }
+      .message, .answer { stroke: #58a6ff; }
+      .lost { stroke: #f85149; }
+      .wake, .end, .thread { stroke: #7d8590; }
+      .tip { fill: #58a6ff; }
+      .tipwake { fill: #7d8590; }
+      .tipswitch { fill: #d29922; }
+      .label { fill: #79c0ff; stroke: #0d1117; }
+      .switch { fill: #34290a; stroke: #9e6a03; }
+      .why { fill: #f2cc60; stroke: #34290a; }
+      .turn { stroke: #d29922; }
+      .passing { fill: #131c2a; }
+    }
+"""
+
+
+def svg(scene: Scene, finding: Finding) -> str:
+    """The picture, as the text of an SVG file."""
+    return _Picture(scene, finding).draw()
+
+
+@attrs.define(eq=False)
+class _Lane:
+    turn: str
+    label: str
+    thread: str
+    half: float = 0
+    x: float = 0
+
+
+@attrs.define(eq=False)
+class _Drawn:
+    """An item in its place: `top` and `bottom` are those of its box."""
+
+    item: Item
+    top: float = 0
+    bottom: float = 0
+    texts: list[tuple[str, str]] = attrs.field(factory=list)
+
+    @property
+    def middle(self) -> float:
+        return (self.top + self.bottom) / 2
+
+
+class _Picture:
+    def __init__(self, scene: Scene, finding: Finding) -> None:
+        self._scene = scene
+        self._finding = finding
+        self._out: list[str] = []
+        self._drawn = [_Drawn(item) for item in scene.items]
+        self._lanes = {lane.turn: lane for lane in _lanes(scene)}
+        self._order = list(self._lanes.values())
+        self._rows = {
+            id(each.item.row): each for each in self._drawn if isinstance(each.item, Line)
+        }
+        self._taken: dict[Message, _Drawn] = {}
+        self._sent: dict[Message, _Drawn] = {}
+        for each in self._drawn:
+            if isinstance(each.item, Line):
+                for effect in each.item.row.effects:
+                    if isinstance(effect, Taken):
+                        self._taken[effect.message] = each
+                    elif isinstance(effect, Sent):
+                        self._sent[effect.message] = each
+
+    # ---------------------------------------------------------------------------- layout
+
+    def draw(self) -> str:
+        for each in self._drawn:
+            if isinstance(each.item, Line):
+                each.texts = list(_texts(each.item))
+        self._widths()
+        heads = self._heads()
+        self._heights(heads)
+        bottom = (self._drawn[-1].bottom if self._drawn else heads) + 26
+        self._lifelines(heads, bottom)
+        self._wakes()
+        self._stripes()
+        self._held()
+        self._messages()
+        self._boxes()
+        self._reasons()
+        foot = self._foot(bottom)
+        height = foot + _MARGIN
+        text = "\n".join(self._out)
+        width = self._width
+        name = escape(" ".join(headline(self._scene)))
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+            f'width="{width:.0f}" height="{height:.0f}" role="img">\n'
+            f"<title>{name}</title>\n"
+            f"<desc>{escape(self._finding.how)}; {escape(self._finding.replay)}</desc>\n"
+            f"<style>{_STYLE}</style>\n{_MARKERS}"
+            f'<rect class="ground" width="100%" height="100%"/>\n{text}\n</svg>\n'
+        )
+
+    def _widths(self) -> None:
+        for lane in self._order:
+            lane.half = (len(lane.label) * 7.5 + 24) / 2
+        for each in self._drawn:
+            if isinstance(each.item, Line) and each.texts:
+                lane = self._lanes[each.item.step.turn]
+                lane.half = max(lane.half, max(len(t) for _, t in each.texts) * _MONO / 2 + 10)
+        rooms = [30.0] * len(self._order)
+        for sender, receiver, text in self._labels():
+            start, end = self._order.index(sender), self._order.index(receiver)
+            gap = start if end > start else start - 1  # the one beside the sender
+            rooms[gap] = max(rooms[gap], len(text) * _SANS + 34)
+        x = float(_MARGIN + _TIMES)
+        for lane, room in zip(self._order, rooms, strict=True):
+            lane.x = x + lane.half
+            x = lane.x + lane.half + room
+        last = self._order[-1] if self._order else None
+        right = last.x + last.half if last is not None else 0
+        self._width = max(_LEAST_WIDTH, right + _MARGIN)
+        shift = (self._width - _MARGIN - right) / 2
+        for lane in self._order:
+            lane.x += shift
+
+    def _labels(self) -> Iterator[tuple[_Lane, _Lane, str]]:
+        """The messages whose labels need room between two lanes."""
+        for message in {**self._sent, **self._taken}:
+            sender = self._lanes.get(message.sender)
+            receiver = self._lanes.get(message.receiver or "")
+            if sender is not None and receiver is not None and sender is not receiver:
+                yield sender, receiver, _label(message)
+
+    def _heads(self) -> float:
+        """The title and the heads of the lanes; returns where the lanes begin."""
+        y = float(_MARGIN + 12)
+        most = int((self._width - 2 * _MARGIN) / 8.2)
+        for text in headline(self._scene):
+            self._text(_MARGIN, y, "title", shorten(text, most))
+            y += 21
+        most = int((self._width - 2 * _MARGIN) / _MONO)
+        place = self._scene.place
+        if place is not None:
+            self._text(_MARGIN, y, "code", shorten(f"{place.short}  {place.code}", most))
+            y += 18
+        self._text(_MARGIN, y, "muted", f"found by {self._finding.how}")
+        y += 17
+        self._text(_MARGIN, y, "replay muted", shorten(self._finding.replay, most))
+        y += 24
+        threads = {lane.thread for lane in self._order}
+        if len(threads) > 1:
+            for thread in dict.fromkeys(lane.thread for lane in self._order):
+                lanes = [lane for lane in self._order if lane.thread == thread]
+                left, right = lanes[0].x - lanes[0].half, lanes[-1].x + lanes[-1].half
+                name = f"thread {thread.removeprefix('trio ')}" if thread else "outside"
+                self._text((left + right) / 2, y, "muted", name, middle=True)
+                self._out.append(
+                    f'<path class="thread" d="M{left:.1f} {y + 10:.1f}v-4H{right:.1f}v4"/>'
+                )
+            y += 16
+        for lane in self._order:
+            width = len(lane.label) * 7.5 + 24
+            self._rect("head", lane.x - width / 2, y, width, 24, 6)
+            self._text(lane.x, y + 16.5, "bold", lane.label, middle=True)
+        return y + 24
+
+    def _heights(self, y: float) -> None:
+        y += 16
+        most = int((self._width - 2 * _MARGIN - 24) / 6.6)
+        former: Item | None = None
+        for each in self._drawn:
+            item = each.item
+            height: float = 0
+            match item:
+                case Line():
+                    lines = max(1, len(each.texts), sum(_is_sent(e) for e in item.row.effects))
+                    if isinstance(former, Line) and former.step is item.step:
+                        y -= _BETWEEN / 2
+                    height = lines * _LINE + 2 * _PAD
+                case Switch():
+                    words = textwrap.wrap(switch_words(self._scene, item), most)
+                    each.texts = [("why", line) for line in words]
+                    height = len(words) * 16 + 26
+                case Passing():
+                    height = 22
+                case Gap():
+                    height = 12
+            each.top = y
+            each.bottom = y + height
+            y += height + _BETWEEN
+            former = item
+
+    # ---------------------------------------------------------------------------- drawing
+
+    def _lifelines(self, top: float, bottom: float) -> None:
+        for lane in self._order:
+            end = bottom
+            for each in self._drawn:
+                if _ends(each.item, lane.turn):
+                    end = each.bottom + 9
+            self._out.append(f'<path class="life" d="M{lane.x:.1f} {top:.1f}V{end:.1f}"/>')
+            if end < bottom:
+                x = lane.x
+                self._out.append(
+                    f'<path class="end" d="M{x - 5:.1f} {end - 5:.1f}l10 10m0 -10l-10 10"/>'
+                )
+
+    def _held(self) -> None:
+        """Mark the lanes of those that had to wait, until they go on."""
+        former: dict[str, _Drawn] = {}
+        for index, each in enumerate(self._drawn):
+            item = each.item
+            if isinstance(item, Line):
+                before = former.get(item.step.turn)
+                lane = self._lanes[item.step.turn]
+                if (
+                    before is not None
+                    and isinstance(before.item, Line)
+                    and (before.item.step is item.step)
+                ):
+                    self._out.append(
+                        f'<path class="run" d="M{lane.x:.1f} {before.bottom:.1f}V{each.top:.1f}"/>'
+                    )
+                former[item.step.turn] = each
+            elif isinstance(item, Switch) and item.kept in self._lanes:
+                lane = self._lanes[item.kept]
+                start = former[item.kept].bottom if item.kept in former else each.top
+                end = next(
+                    (
+                        later.top
+                        for later in self._drawn[index:]
+                        if isinstance(later.item, Line) and later.item.step.turn == item.kept
+                    ),
+                    self._drawn[-1].bottom,
+                )
+                self._out.append(f'<path class="held" d="M{lane.x:.1f} {start:.1f}V{end:.1f}"/>')
+
+    def _stripes(self) -> None:
+        time = ""
+        for each in self._drawn:
+            item = each.item
+            if isinstance(item, Line | Passing) and (now := seconds(item.step.time)) != time:
+                time = now
+                self._text(_MARGIN + 4, each.middle + 4, "bold", now)
+            match item:
+                case Switch():
+                    self._switch(each, item)
+                case Passing():
+                    x = _MARGIN + _TIMES
+                    self._rect("passing", x, each.top, self._width - x - _MARGIN, 22, 4)
+                    words = passing_words(self._scene, item.step, item.row)
+                    self._text(x + 10, each.top + 15, "muted", words)
+                case Gap():
+                    self._out.append(f"<g><title>{escape(gap_words(self._scene, item))}</title>")
+                    lines = "line" if item.lines == 1 else "lines"
+                    self._text(_MARGIN + 4, each.top + 10, "muted", f"⋮ {item.lines} {lines}")
+                    self._out.append("</g>")
+
+    def _switch(self, each: _Drawn, switch: Switch) -> None:
+        left = _MARGIN
+        self._rect("switch", left, each.top, self._width - 2 * _MARGIN, each.bottom - each.top, 5)
+        y = each.bottom - 12
+        kept = self._lanes.get(switch.kept)
+        on = self._lanes.get(switch.step.turn)
+        if kept is not None:
+            x = on.x if on is not None else left + 12.0
+            self._out.append(
+                f'<circle class="tipswitch" cx="{kept.x:.1f}" cy="{y:.1f}" r="4.5"/>'
+                f'<path class="turn" d="M{kept.x:.1f} {y:.1f}H{x:.1f}" '
+                'marker-end="url(#tipswitch)"/>'
+            )
+
+    def _reasons(self) -> None:
+        for each in self._drawn:
+            if isinstance(each.item, Switch):
+                y = each.top + 17
+                for style, text in each.texts:
+                    self._text(_MARGIN + 12, y, style, text)
+                    y += 16
+
+    def _wakes(self) -> None:
+        for each in self._drawn:
+            if isinstance(each.item, Line):
+                for effect in each.item.row.effects:
+                    if isinstance(effect, Woke | Spawned):
+                        self._wake(each, each.item, effect.turn)
+
+    def _messages(self) -> None:
+        for message, at in self._sent.items():
+            self._message(message, at)
+        for message, at in self._taken.items():
+            if message not in self._sent:
+                self._arrival(message, at)
+
+    def _wake(self, each: _Drawn, item: Line, turn: str) -> None:
+        target = self._next(each, turn)
+        if target is None:
+            return
+        lane = self._lanes[turn]
+        messages = [
+            *(effect.message for effect in item.row.effects if isinstance(effect, Sent)),
+            *(effect.message for effect in item.row.effects if isinstance(effect, Taken)),
+        ]
+        if item.step.turn == turn or any(turn in (m.receiver, m.sender) for m in messages):
+            return  # the message's own arrow says so
+        x, y = self._edge(each, lane)
+        end_x, end_y = lane.x, target.top
+        self._out.append(
+            f'<path class="wake" d="M{x:.1f} {y:.1f}L{end_x:.1f} {end_y:.1f}" '
+            'marker-end="url(#tipwake)"/>'
+        )
+
+    def _next(self, each: _Drawn, turn: str) -> _Drawn | None:
+        """Where a task goes on, if that is drawn without anything left out in between."""
+        for later in self._drawn[self._drawn.index(each) + 1 :]:
+            if isinstance(later.item, Line) and later.item.step.turn == turn:
+                return later
+        return None
+
+    def _message(self, message: Message, at: _Drawn) -> None:
+        sender = self._lanes[message.sender]
+        receiver = self._lanes.get(message.receiver or "")
+        if receiver is None or receiver is sender:
+            return
+        x, y = self._edge(at, receiver)
+        y = self._height(at, message)
+        target = self._taken.get(message)
+        style = "answer" if message.kind in {"answer", "end"} else "message"
+        if message.taken is None:
+            end_x, end_y = receiver.x + (6 if receiver.x < x else -6), y + 10
+            self._line("lost", x, y, end_x, end_y, None)
+            self._out.append(
+                f'<path class="lost" style="stroke-dasharray:none" '
+                f'd="M{end_x - 5:.1f} {end_y - 5:.1f}l10 10m0 -10l-10 10"/>'
+            )
+        elif target is not None:
+            end_x, end_y = self._edge(target, sender)
+            self._line(style, x, y, end_x, end_y, "tip")
+        else:
+            self._line(style, x, y, receiver.x + (2 if receiver.x < x else -2), y + 10, "tip")
+        self._label(message, x, y, right=receiver.x > sender.x)
+
+    def _height(self, at: _Drawn, message: Message) -> float:
+        """Where a message leaves its box, beside others that do."""
+        assert isinstance(at.item, Line)
+        sent = [effect.message for effect in at.item.row.effects if isinstance(effect, Sent)]
+        return at.top + (at.bottom - at.top) * (sent.index(message) + 0.5) / len(sent)
+
+    def _arrival(self, message: Message, at: _Drawn) -> None:
+        """A message that is drawn where it arrives only."""
+        assert isinstance(at.item, Line)
+        sender = self._lanes.get(message.sender)
+        receiver = self._lanes[at.item.step.turn]
+        if sender is None or sender is receiver:
+            return
+        x, y = self._edge(at, sender)
+        style = "answer" if message.kind in {"answer", "end"} else "message"
+        self._line(style, sender.x, y - 10, x, y, "tip")
+        away = 6 if sender.x < receiver.x else -6
+        self._label(message, sender.x + away, y - 10, right=sender.x < receiver.x)
+
+    def _edge(self, each: _Drawn, toward: _Lane) -> tuple[float, float]:
+        """Where an arrow leaves or reaches a box."""
+        assert isinstance(each.item, Line)
+        lane = self._lanes[each.item.step.turn]
+        half = self._half(each)
+        return lane.x + (half if toward.x > lane.x else -half), each.middle
+
+    def _half(self, each: _Drawn) -> float:
+        return max(len(text) for _, text in each.texts) * _MONO / 2 + 8 if each.texts else 8
+
+    def _label(self, message: Message, x: float, y: float, *, right: bool) -> None:
+        anchor = "start" if right else "end"
+        self._text(x + (8 if right else -8), y - 4, "label", _label(message), anchor=anchor)
+
+    def _line(
+        self, style: str, x: float, y: float, end_x: float, end_y: float, tip: str | None
+    ) -> None:
+        marker = f' marker-end="url(#{tip})"' if tip else ""
+        self._out.append(
+            f'<path class="{style}" d="M{x:.1f} {y:.1f}L{end_x:.1f} {end_y:.1f}"{marker}/>'
+        )
+
+    def _boxes(self) -> None:
+        for each in self._drawn:
+            item = each.item
+            if not isinstance(item, Line):
+                continue
+            lane = self._lanes[item.step.turn]
+            half = self._half(each)
+            place = item.row.place
+            tip = f"{place.short}, in {place.function}: {place.code}" if place is not None else ""
+            style = "failed" if item.row.raised is self._scene.failure else "box"
+            self._out.append(f"<g><title>{escape(tip)}</title>")
+            self._rect(style, lane.x - half, each.top, 2 * half, each.bottom - each.top, 4)
+            y = each.top + _PAD + 11.5
+            for kind, text in each.texts:
+                self._text(lane.x - half + 8, y, kind, text)
+                y += _LINE
+            self._out.append("</g>")
+
+    def _foot(self, y: float) -> float:
+        """Who waits at the end, and what the signs mean; returns where that ends."""
+        y += 14
+        most = int((self._width - 2 * _MARGIN) / _MONO)
+        if self._scene.waiting:
+            self._text(
+                _MARGIN, y, "error", "At the end, these wait, and nothing will ever wake them:"
+            )
+            for turn, place in self._scene.waiting[:8]:
+                y += 17
+                where = f"{place.short}  {place.code}" if place is not None else ""
+                text = f"{self._scene.label(turn)}: {where}"
+                self._text(_MARGIN + 12, y, "code", shorten(text, most - 2))
+            y += 24
+        x = float(_MARGIN)
+        for style, tip, words in (
+            ("message", "tip", "message, to where it is taken"),
+            ("answer", "tip", "answer"),
+            ("wake", "tipwake", "wakes, or starts"),
+            ("held", None, "has to wait"),
+        ):
+            self._line(style, x, y - 4, x + 30, y - 4, tip)
+            self._text(x + 40, y, "muted", words)
+            x += 40 + len(words) * _SANS + 26
+        return y
+
+    def _text(
+        self,
+        x: float,
+        y: float,
+        style: str,
+        text: str,
+        *,
+        middle: bool = False,
+        anchor: str = "start",
+    ) -> None:
+        if middle:
+            anchor = "middle"
+        where = "" if anchor == "start" else f' text-anchor="{anchor}"'
+        self._out.append(
+            f'<text class={quoteattr(style)} x="{x:.1f}" y="{y:.1f}"{where} xml:space="preserve">'
+            f"{escape(_printable(text))}</text>"
+        )
+
+    def _rect(
+        self, style: str, x: float, y: float, width: float, height: float, radius: int
+    ) -> None:
+        self._out.append(
+            f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+            f'height="{height:.1f}" rx="{radius}"/>'
+        )
+
+
+_MARKERS: Final = (
+    "<defs>\n"
+    + "".join(
+        f'<marker id="{name}" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="{size}" '
+        f'markerHeight="{size}" markerUnits="userSpaceOnUse" orient="auto">'
+        f'<path class="{name}" d="M0 0L10 5L0 10z"/></marker>\n'
+        for name, size in (("tip", 10), ("tipwake", 8), ("tipswitch", 13))
+    )
+    + "</defs>\n"
+)
+
+
+def mermaid(scene: Scene) -> str:
+    """The picture as the text of a Mermaid sequence diagram."""
+    lanes = list(_lanes(scene))
+    names = {lane.turn: f"T{number}" for number, lane in enumerate(lanes)}
+    return "\n".join(
+        ["sequenceDiagram", *(f"    {line}" for line in _mermaid(scene, lanes, names))]
+    )
+
+
+def _mermaid(scene: Scene, lanes: list[_Lane], names: dict[str, str]) -> Iterator[str]:
+    if not lanes:
+        return
+    all_lanes = f"{names[lanes[0].turn]},{names[lanes[-1].turn]}" if len(lanes) > 1 else "T0"
+    threads = dict.fromkeys(lane.thread for lane in lanes)
+    for thread in threads:
+        if len(threads) > 1:
+            yield f"box {_quoted(f'thread {thread}' if thread else 'outside')}"
+        for lane in lanes:
+            if lane.thread == thread:
+                yield f"participant {names[lane.turn]} as {_quoted(lane.label)}"
+        if len(threads) > 1:
+            yield "end"
+    time = ""
+    for item in scene.items:
+        if isinstance(item, Line | Passing) and (now := seconds(item.step.time)) != time:
+            time = now
+            yield f"Note over {all_lanes}: {_quoted(now)}"
+        match item:
+            case Line():
+                texts = "<br/>".join(_quoted(text) for _, text in _texts(item))
+                yield f"Note over {names[item.step.turn]}: {texts}"
+                yield from _mermaid_arrows(item, names)
+            case Switch():
+                yield "rect rgba(255, 193, 7, 0.3)"
+                yield f"    Note over {all_lanes}: {_quoted(switch_words(scene, item))}"
+                yield "end"
+            case Passing():
+                words = passing_words(scene, item.step, item.row)
+                yield f"Note over {all_lanes}: {_quoted(words)}"
+            case Gap():
+                yield f"Note over {all_lanes}: … {_quoted(gap_words(scene, item))}"
+
+
+def _mermaid_arrows(line: Line, names: dict[str, str]) -> Iterator[str]:
+    for effect in line.row.effects:
+        if isinstance(effect, Sent):
+            message = effect.message
+            to = names.get(message.receiver or "")
+            if to is None:
+                continue
+            arrow = "-->>" if message.kind in {"answer", "end"} else "->>"
+            text = message.text
+            if message.taken is None:
+                arrow, text = "-x", f"{text} (never taken)"
+            yield f"{names[message.sender]}{arrow}{to}: {_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
+    """A text with nothing in it that Mermaid would take for its own."""
+    return "".join(
+        f"#{ord(each)};" if each in '#;<>&%"{}`\\' else each for each in _printable(text)
+    )
+
+
+def _lanes(scene: Scene) -> Iterator[_Lane]:
+    """The tasks that take part: those of a thread side by side, and near to whom they talk to."""
+    turns: dict[str, None] = {}
+    pairs: list[tuple[str, str]] = []
+    for item in scene.items:
+        match item:
+            case Line(step=step, row=row):
+                turns[step.turn] = None
+                for partner in _partners(row):
+                    turns[partner] = None
+                    pairs.append((step.turn, partner))
+            case Switch(step=step, kept=kept):
+                turns[kept] = None
+                if step.turn:
+                    turns[step.turn] = None
+                    pairs += [(kept, step.turn)] * 2
+    threads = dict.fromkeys(scene.threads.get(turn, "") for turn in turns)
+    order = [turn for thread in threads for turn in turns if scene.threads.get(turn, "") == thread]
+    for turn in _short_ways(order, pairs, scene.threads):
+        label = shorten(scene.label(turn), _MOST_LABEL)
+        yield _Lane(turn, label, scene.threads.get(turn, ""))
+
+
+def _short_ways(
+    order: list[str], pairs: list[tuple[str, str]], threads: dict[str, str]
+) -> list[str]:
+    """Swap neighbours in a thread as long as that makes the arrows shorter."""
+
+    def length() -> int:
+        position = {turn: number for number, turn in enumerate(order)}
+        return sum(abs(position[one] - position[other]) for one, other in pairs)
+
+    best = length()
+    better = True
+    while better:
+        better = False
+        for i in range(len(order)):
+            for j in range(i + 1, len(order)):
+                if threads.get(order[i], "") != threads.get(order[j], ""):
+                    continue
+                moved = order[:]
+                moved.insert(j, moved.pop(i))
+                order, former = moved, order
+                if (now := length()) < best:
+                    best, better = now, True
+                else:
+                    order = former
+    return order
+
+
+def _partners(row: Row) -> Iterator[str]:
+    for effect in row.effects:
+        if isinstance(effect, Sent | Taken):
+            message = effect.message
+            yield message.sender
+            if message.receiver is not None:
+                yield message.receiver
+
+
+def _texts(line: Line) -> Iterator[tuple[str, str]]:
+    """The lines in a box, each with its style."""
+    code = code_of(line)
+    number = f"{line.row.place.line}  " if line.row.place is not None else ""
+    yield "code", number + shorten(code, _MOST_CODE) if code else f"({line.end or 'goes on'})"
+    answered = any(
+        isinstance(each, Taken) and each.message.kind == "answer" for each in line.row.effects
+    )
+    if line.row.assigned and not answered:
+        yield "code value", shorten(line.row.assigned, _MOST_CODE)
+    if line.row.raised is not None:
+        yield "code error", f"raises {type(line.row.raised).__name__}"
+
+
+def _is_sent(effect: object) -> bool:
+    return isinstance(effect, Sent)
+
+
+def _label(message: Message) -> str:
+    return shorten(message.text, _MOST_LABEL)
+
+
+def _ends(item: Item, turn: str) -> bool:
+    return isinstance(item, Line) and item.end == "ends" and item.step.turn == turn
+
+
+def _printable(text: str) -> str:
+    """XML has no control characters."""
+    return "".join(each if each.isprintable() else "�" for each in text)

@@ -1,0 +1,408 @@
+"""What of a recording matters: the one selection that the story and the diagram both tell.
+
+A run has hundreds of lines, its failure is understood from some twenty. What is kept:
+
+- each decision that made the difference (a `Switch`), what the task that had to wait had done last,
+  what the one that went on instead then did, and with what the other went on in the end;
+- where the failure came up;
+- messages, wake-ups, spawns, time that passes and values assigned, the nearer to those the rather;
+- lines that mention the names which the failing line mentions.
+
+The rest is a `Gap`. Names of tasks are shortened to what tells them apart.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import Final
+
+import attrs
+import trio
+
+from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Woke
+
+_RISING: Final = 1_000.0
+_NEAR: Final = 50.0
+_NAMED: Final = 30.0
+_REPEATED: Final = 0.6
+_MOST_CANDIDATES: Final = 400
+_TRIVIAL: Final = (
+    "def ",
+    "async def ",
+    "class ",
+    "@",
+    "for ",
+    "async for ",
+    "while ",
+    "try:",
+    "else:",
+)
+
+
+@attrs.frozen(eq=False)
+class Line:
+    """A line of code that a task has run.
+
+    Attributes:
+        step: in which step.
+        row: the line, and what it led to.
+        end: ``waits``, ``ends`` if it is the last one of its step, else empty.
+        failure: the failure came up here.
+    """
+
+    step: Step
+    row: Row
+    end: str = ""
+    failure: bool = False
+
+
+@attrs.frozen(eq=False)
+class Switch:
+    """A decision that made the difference: `step` was next, and not its default.
+
+    Attributes:
+        step: what was next.
+        kept: the name of the turn that had to wait.
+        about: the line with which that went on later; None if it never did.
+        came: where it had waited until then; None if it had not begun.
+    """
+
+    step: Step
+    kept: str
+    about: Row | None
+    came: Place | None
+
+
+@attrs.frozen(eq=False)
+class Passing:
+    """Time that passes.
+
+    Attributes:
+        step: the one.
+        row: who goes on because of that.
+    """
+
+    step: Step
+    row: Row
+
+
+@attrs.frozen(eq=False)
+class Gap:
+    """What has been left out.
+
+    Attributes:
+        lines: how many lines.
+        turns: the tasks that ran them.
+    """
+
+    lines: int
+    turns: tuple[str, ...]
+
+
+Item = Line | Switch | Passing | Gap
+
+
+@attrs.frozen(eq=False)
+class Scene:
+    """What there is to tell of a run.
+
+    Attributes:
+        failure: what it failed with: the one exception, without the groups around it.
+        others: how many others there are beside it.
+        place: where it came up.
+        items: what happened.
+        labels: what to call the tasks, by the names of their turns.
+        threads: the threads of these tasks, by the names of their turns.
+        waiting: who waits in vain at the end, and where, if that is the failure.
+        switches: how many decisions made a difference.
+    """
+
+    failure: BaseException
+    others: int
+    place: Place | None
+    items: tuple[Item, ...]
+    labels: dict[str, str]
+    threads: dict[str, str]
+    waiting: tuple[tuple[str, Place | None], ...]
+    switches: int
+
+    def label(self, turn: str) -> str:
+        """What to call a task."""
+        return self.labels.get(turn, turn)
+
+
+def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
+    """Choose what to tell.
+
+    Args:
+        recorder: of the run.
+        failure: what it failed with.
+        most: how many items at most.
+    """
+    errors = list(leaves(failure))
+    error = errors[0]
+    stuck = not any(each is error for each, _ in recorder.raised)
+    last = _failing_step(recorder, error)
+    everything = list(_everything(recorder, error, last))
+    weights = _weigh(everything, last)
+    items = tuple(_choose(everything, weights, most))
+    named = {step.turn for step in recorder.steps if step.turn}
+    waiting = tuple(_waiting(recorder)) if stuck else ()
+    return Scene(
+        failure=error,
+        others=len(errors) - 1,
+        place=_failing_place(recorder, error),
+        items=items,
+        labels=labels(named | set(recorder.threads)),
+        threads=dict(recorder.threads),
+        waiting=waiting,
+        switches=sum(isinstance(item, Switch) for item in everything),
+    )
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group, cancellations last."""
+    if isinstance(error, BaseExceptionGroup):
+        found = [leaf for each in error.exceptions for leaf in leaves(each)]
+        yield from sorted(found, key=lambda each: isinstance(each, trio.Cancelled))
+    else:
+        yield error
+
+
+def _failing_step(recorder: Recorder, error: BaseException) -> int:
+    """The step after which nothing matters."""
+    for each, number in reversed(recorder.raised):
+        if each is error:
+            return number
+    return len(recorder.steps) - 1
+
+
+def _failing_place(recorder: Recorder, error: BaseException) -> Place | None:
+    for step in recorder.steps:
+        for row in step.rows:
+            if row.raised is error:
+                return row.place
+    return None
+
+
+# ------------------------------------------------------------------------------- everything
+
+
+def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator[Item]:
+    steps = recorder.steps[: last + 1]
+    came: dict[str, Place | None] = {}
+    seen: dict[str, set[Place]] = {}
+    for step in steps:
+        if step.instead is not None and not step.instead.endswith(">") and not step.inside:
+            about = _next_row(steps, step.number + 1, step.instead)
+            yield Switch(step, step.instead, about, came.get(step.instead))
+        if not step.turn:
+            yield Passing(step, step.rows[0])
+        elif not step.inside:
+            yield from _lines(step, error, last, seen.setdefault(step.turn, set()))
+            came[step.turn] = step.waits
+
+
+def _lines(step: Step, error: BaseException, last: int, seen: set[Place]) -> Iterator[Line]:
+    rows = [row for row in step.rows if row.place is not None or row.effects]
+    rows = [row for row in rows if row is rows[-1] or not _is_trivial(row, seen)]
+    seen.update(row.place for row in rows if row.place is not None)
+    end = "ends" if step.ended else "waits" if step.waits is not None else ""
+    if not rows and step.ended and not step.happening:
+        rows = [Row(step.place, resumed=True)]
+    for row in rows:
+        failing = row.raised is error
+        yield Line(step, row, end if row is rows[-1] else "", failing)
+        if failing and step.number == last:
+            return
+
+
+def _is_trivial(row: Row, seen: set[Place] | frozenset[Place] = frozenset()) -> bool:
+    """Whether a line says nothing: a definition, the head of a loop, the end of a block."""
+    if row.place is None or row.effects or row.assigned or row.raised is not None:
+        return False
+    code = row.place.code
+    if code.startswith(("with ", "async with ")):
+        return row.place in seen
+    return code.startswith(_TRIVIAL)
+
+
+def _next_row(steps: Sequence[Step], start: int, turn: str) -> Row | None:
+    """The first line that a task runs from some step on."""
+    for step in steps[start:]:
+        if step.turn == turn:
+            for row in step.rows:
+                if row.place is not None and not row.resumed and not _is_trivial(row):
+                    return row
+            if step.rows:
+                return step.rows[0]
+    return None
+
+
+def _waiting(recorder: Recorder) -> Iterator[tuple[str, Place | None]]:
+    places: dict[str, Place | None] = {}
+    for step in recorder.steps:
+        if step.turn and not step.inside and not step.happening:
+            places[step.turn] = step.waits
+            if step.ended:
+                del places[step.turn]
+    yield from places.items()
+
+
+# ----------------------------------------------------------------------------------- weight
+
+
+def _weigh(items: Sequence[Item], last: int) -> list[float]:
+    important = [index for index, item in enumerate(items) if isinstance(item, Switch)]
+    important += [i for i, item in enumerate(items) if isinstance(item, Line) and item.failure]
+    if not important and items:
+        important = [len(items) - 1]
+    names = _names(items[index] for index in important)
+    weights = [_weight(item, names) for item in items]
+    repeated: set[tuple[str, Place]] = set()
+    for index in range(len(items) - 1, -1, -1):
+        item = items[index]
+        if isinstance(item, Line) and item.row.place is not None:
+            line = (item.step.turn, item.row.place)
+            if line in repeated:  # the last time is the one that tells
+                weights[index] *= _REPEATED
+            repeated.add(line)
+    position = 0
+    important.sort()
+    for index in range(len(items)):
+        while position + 1 < len(important) and abs(important[position + 1] - index) <= abs(
+            important[position] - index
+        ):
+            position += 1
+        if important:
+            weights[index] += _NEAR / (1 + abs(important[position] - index))
+    for index in important:
+        weights[index] += _RISING
+        item = items[index]
+        if isinstance(item, Switch):
+            for near in _around(items, index, item):
+                weights[near] += _RISING / 2
+    return weights
+
+
+def _around(items: Sequence[Item], index: int, switch: Switch) -> Iterator[int]:
+    """What one has to see to understand a switch."""
+    for before in range(index - 1, -1, -1):
+        item = items[before]
+        if isinstance(item, Line) and item.step.turn == switch.kept:
+            yield before
+            break
+    for after in range(index + 1, len(items)):
+        item = items[after]
+        if isinstance(item, Line | Passing) and item.step is switch.step:
+            yield after
+            break
+    for after in range(index + 1, len(items)):
+        item = items[after]
+        if isinstance(item, Line) and item.row is switch.about:
+            yield after
+            break
+
+
+def _weight(item: Item, names: frozenset[str]) -> float:
+    if isinstance(item, Passing):
+        return 50.0 if item.row.effects else 10.0
+    if not isinstance(item, Line):
+        return 0.0
+    row = item.row
+    weight = 5.0
+    code = row.place.code if row.place is not None else ""
+    if _is_trivial(row):
+        weight = 1.0
+    for effect in row.effects:
+        if isinstance(effect, Sent):
+            weight = max(weight, 60.0 if effect.message.taken is not None else 90.0)
+        elif isinstance(effect, Taken | Said):
+            weight = max(weight, 60.0)
+        elif isinstance(effect, Woke):
+            weight = max(weight, 35.0 if effect.why == "event" else 70.0)
+        elif isinstance(effect, Spawned):
+            weight = max(weight, 25.0)
+    if row.assigned:
+        weight = max(weight, 40.0)
+    if row.raised is not None:
+        weight = max(weight, 70.0)
+    if item.end:
+        weight = max(weight, 15.0)
+    if names and not names.isdisjoint(_names_in(code)):
+        weight += _NAMED
+    return weight
+
+
+def _names(items: Iterable[Item]) -> frozenset[str]:
+    """The names that the lines mention which matter most."""
+    found: set[str] = set()
+    for item in items:
+        row = item.about if isinstance(item, Switch) else getattr(item, "row", None)
+        if row is not None and row.place is not None:
+            found |= _names_in(row.place.code)
+    return frozenset(found - {"trio", "self"})
+
+
+@cache
+def _names_in(code: str) -> frozenset[str]:
+    for text in (code, f"{code} pass", f"async def f():\n {code}", f"async def f():\n {code} pass"):
+        try:
+            tree = ast.parse(text)
+        except (SyntaxError, ValueError):
+            continue
+        return frozenset(
+            node.attr if isinstance(node, ast.Attribute) else node.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute | ast.Name)
+        )
+    return frozenset()
+
+
+def _choose(items: Sequence[Item], weights: Sequence[float], most: int) -> Iterator[Item]:
+    """The items that weigh most, in order, with gaps for the others; `most` together."""
+    order = sorted(range(len(items)), key=lambda index: -weights[index])[:_MOST_CANDIDATES]
+    chosen: set[int] = set()
+    for index in order:
+        chosen.add(index)
+        if _length(chosen, len(items)) > most:
+            chosen.remove(index)
+    left_out: list[Item] = []
+    for index, item in enumerate(items):
+        if index in chosen:
+            yield from _gap(left_out)
+            left_out.clear()
+            yield item
+        else:
+            left_out.append(item)
+    yield from _gap(left_out)
+
+
+def _length(chosen: set[int], count: int) -> int:
+    """How many items they make, gaps included."""
+    gaps = sum(index - 1 not in chosen for index in chosen if index > 0)
+    return len(chosen) + gaps + (count - 1 not in chosen)
+
+
+def _gap(items: Sequence[Item]) -> Iterator[Gap]:
+    turns = dict.fromkeys(item.step.turn for item in items if isinstance(item, Line))
+    if items:
+        yield Gap(len(items), tuple(turns))
+
+
+# ----------------------------------------------------------------------------------- labels
+
+
+def labels(names: Iterable[str]) -> dict[str, str]:
+    """Short names, as long as it takes to tell them apart."""
+    parts = {name: name.split("/") for name in names if name}
+    found: dict[str, str] = {}
+    for name, path in parts.items():
+        for length in range(1, len(path) + 1):
+            short = "/".join(path[-length:])
+            if sum(other[-length:] == path[-length:] for other in parts.values()) == 1:
+                break
+        found[name] = short.removeprefix("trio ")
+    return found

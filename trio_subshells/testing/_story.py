@@ -1,0 +1,330 @@
+"""The report of a failing schedule, told so that somebody who has never seen one understands it.
+
+It is a screen of text: what went wrong and where; how it was found, and the line that makes it
+happen again; then what the tasks did, in order, with an arrow at each decision that made the
+difference.
+`_scenes` chooses what is told.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Woke, shorten
+from ._scenes import Gap, Item, Line, Passing, Scene, Switch, compose
+
+WIDTH: Final = 110
+ARROW: Final = "━━▶"
+_EXPLANATION: Final = (
+    "What ran, in this order (a task runs until it awaits something, then another may go on)"
+)
+_ITEMS: Final = 24
+_MOST_WAITING: Final = 6
+_MOST_MESSAGE: Final = 4
+_MOST_CODE: Final = 50
+
+
+@attrs.frozen
+class Finding:
+    """How a failure was found, in words.
+
+    Attributes:
+        how: where in the exploration: ``schedule 3 of seed 0 (random)``.
+        replay: one line that makes it happen again.
+        deviations: how many decisions make the difference.
+        found_with: how many did when it was found, before shrinking.
+        picture: where its picture is.
+    """
+
+    how: str
+    replay: str
+    deviations: int
+    found_with: int
+    picture: Path | None = None
+
+
+def tell(scene: Scene, finding: Finding) -> str:
+    """The report."""
+    lines = [*_what(scene), "", *_how(scene, finding), ""]
+    lines += _Table(scene).lines()
+    lines += _who_waits(scene)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def compose_story(recorder: Recorder, failure: BaseException) -> Scene:
+    """What to tell on one screen."""
+    return compose(recorder, failure, _ITEMS)
+
+
+# --------------------------------------------------------------------------- head and foot
+
+
+def headline(scene: Scene) -> list[str]:
+    """The exception's type and message, as a traceback ends with them, but short."""
+    error = scene.failure
+    message = str(error)
+    if scene.waiting:  # who waits is said at the end
+        message = message.partition("\n")[0].removesuffix(", and these tasks wait:")
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    lines = text.splitlines()
+    if len(lines) > _MOST_MESSAGE:
+        lines[_MOST_MESSAGE - 1 :] = ["  …"]
+    return [shorten(line, WIDTH) for line in lines]
+
+
+def _what(scene: Scene) -> Iterator[str]:
+    yield from headline(scene)
+    if scene.place is not None:
+        where = f"  raised in {scene.place.function}, {scene.place.short}:  "
+        yield where + shorten(scene.place.code, max(20, WIDTH - len(where)))
+    if scene.others:
+        yield f"  and {scene.others} more exception{'s' * (scene.others > 1)}"
+
+
+def _how(scene: Scene, finding: Finding) -> Iterator[str]:
+    count, of = finding.deviations, finding.found_with
+    found = f"Found by {finding.how}."
+    if not count:
+        yield f"{found} It fails in the default order, without any context switch."
+    elif count == of:
+        yield f"{found} It takes {_counted(count, 'context switch', 'context switches')}."
+    else:
+        make = "makes" if count == 1 else "make"
+        yield f"{found} Of its {of} context switches, {count} {make} the difference."
+    yield f"Replay it:  {finding.replay}"
+    if finding.picture is not None:
+        yield f"Picture:    {finding.picture}"
+
+
+def _who_waits(scene: Scene) -> Iterator[str]:
+    if not scene.waiting:
+        return
+    yield ""
+    yield "At the end, these wait, and nothing will ever wake them:"
+    for turn, place in scene.waiting[:_MOST_WAITING]:
+        where = "" if place is None else f"{place.short}:  {place.code}"
+        yield shorten(f"  {scene.label(turn)} waits at {where}", WIDTH)
+    if len(scene.waiting) > _MOST_WAITING:
+        yield f"  … and {len(scene.waiting) - _MOST_WAITING} more"
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
+
+
+# --------------------------------------------------------------------------------- the trace
+
+
+class _Table:
+    """What happened, in columns: time, task, code, what followed, where."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene = scene
+        items = scene.items
+        lines = [item for item in items if isinstance(item, Line)]
+        files = {line.row.place.file for line in lines if line.row.place is not None}
+        self._file = os.path.basename(files.pop()) if len(files) == 1 else None  # noqa: PTH119
+        self._time = max([4, *(len(seconds(item.step.time)) for item in _timed(items))])
+        self._task = min(24, max([4, *(len(scene.label(line.step.turn)) for line in lines)]))
+        self._where = max(
+            [len(self._where_title()), *(len(self._place(line.row.place)) for line in lines)]
+        )
+        codes = [len(code_of(line)) for line in lines]
+        self._code = min(_MOST_CODE, max([12, *codes]))
+        self._room = WIDTH - self._time - self._task - self._where - 6
+        self._said_time = ""
+        self._said_task = ""
+
+    def lines(self) -> Iterator[str]:
+        """All of it."""
+        end = ";" if self._scene.switches else ":"
+        yield f"{_EXPLANATION}{end}"
+        if self._scene.switches:
+            yield f"{ARROW} is where another one went on than usual, which makes the difference:"
+        yield self._cells("time", "task", "line of code", "what it leads to", self._where_title())
+        for item in self._scene.items:
+            match item:
+                case Line():
+                    yield self._line(item)
+                case Switch():
+                    self._said_task = ""
+                    words = f"{ARROW} {switch_words(self._scene, item)}"
+                    wrapped = textwrap.wrap(
+                        words, WIDTH, subsequent_indent="    ", break_on_hyphens=False
+                    )
+                    yield from wrapped[:2]
+                case Passing():
+                    self._said_task = ""
+                    words = f"({passing_words(self._scene, item.step, item.row)})"
+                    time = self._when(item.step)
+                    yield shorten(f"{time:>{self._time}}  {words}", WIDTH)
+                case Gap():
+                    self._said_task = ""
+                    yield f"{'…':>{self._time}}  {gap_words(self._scene, item)}"
+
+    def _line(self, line: Line) -> str:
+        label = shorten(self._scene.label(line.step.turn), self._task)
+        if line.step.happening:
+            label = ""
+        said = "" if label == self._said_task else label
+        self._said_task = label
+        return self._cells(
+            self._when(line.step),
+            said,
+            code_of(line),
+            effects_of(self._scene, line),
+            self._place(line.row.place),
+        )
+
+    def _cells(self, time: str, task: str, code: str, effects: str, where: str) -> str:
+        room = self._room
+        if effects:
+            code_room = min(self._code, max(room - len(effects) - 2, 28))
+            code = shorten(code, code_room)
+            column = min(self._code, max(len(code), room - len(effects) - 2))
+            text = f"{code:<{column}}  {effects}"
+        else:
+            text = code
+        if not code:
+            text = effects
+        text = shorten(text, room)
+        return f"{time:>{self._time}}  {task:<{self._task}}  {text:<{room}}  {where:>{self._where}}"
+
+    def _when(self, step: Step) -> str:
+        time = seconds(step.time)
+        if time == self._said_time:
+            return ""
+        self._said_time = time
+        return time
+
+    def _where_title(self) -> str:
+        return self._file or ""
+
+    def _place(self, place: Place | None) -> str:
+        if place is None:
+            return ""
+        return f"{place.line}" if self._file is not None else place.short
+
+
+def _timed(items: Sequence[Item]) -> Iterator[Line | Passing]:
+    for item in items:
+        if isinstance(item, Line | Passing):
+            yield item
+
+
+# --------------------------------------------------------------------------------- in words
+
+
+def seconds(time: float) -> str:
+    """Virtual seconds, short."""
+    return f"{time:.3f}".rstrip("0").rstrip(".") + " s" if time < 100_000 else f"{time:.3g} s"
+
+
+def code_of(line: Line) -> str:
+    """The line of code; for what isn't one, what happens."""
+    if line.step.happening:
+        return line.step.turn
+    return line.row.place.code if line.row.place is not None else ""
+
+
+def effects_of(scene: Scene, line: Line) -> str:
+    """What a line led to, in words."""
+    row = line.row
+    answered = any(
+        isinstance(each, Taken) and each.message.kind == "answer" for each in row.effects
+    )
+    words = [row.assigned] if row.assigned and not answered else []
+    given = {
+        effect.message.receiver if isinstance(effect, Sent) else effect.message.sender
+        for effect in row.effects
+        if isinstance(effect, Sent | Taken)
+    }
+    for effect in row.effects:
+        if isinstance(effect, Woke) and effect.turn in given:
+            continue  # it is the message that wakes
+        words.append(effect_words(scene, effect))
+    if row.raised is not None:
+        words.append(f"raises {type(row.raised).__name__}")
+    elif line.end:
+        words.append(line.end)
+    return "; ".join(words)
+
+
+def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> str:
+    """One effect, in words."""
+    match effect:
+        case Sent(message):
+            to = scene.label(message.receiver) if message.receiver else "nobody"
+            lost = "" if message.taken is not None else " (never taken)"
+            if message.withdrawn:
+                lost = " (not accepted)"
+            match message.kind:
+                case "tell":
+                    return f"tells {to} {message.text}{lost}"
+                case "ask":
+                    return f"asks {to} {message.text}{lost}"
+                case "answer":
+                    return f"answers {to} {message.text}"
+                case "end":
+                    return f"tells {to}: {message.text}"
+            return f"sends {to} {message.text}{lost}"
+        case Taken(message):
+            by = scene.label(message.sender)
+            match message.kind:
+                case "answer":
+                    return f"is answered {message.text} by {by}"
+                case "end":
+                    return f"learns that {message.text}"
+            return f"takes {message.text} from {by}"
+        case Spawned(turn=turn):
+            return f"starts {scene.label(turn)}"
+        case Woke(turn=turn, why="cancelled"):
+            return f"cancels {scene.label(turn)}"
+        case Woke(turn=turn):
+            return f"wakes {scene.label(turn)}"
+        case Said(text):
+            return text
+
+
+def switch_words(scene: Scene, switch: Switch) -> str:
+    """A decision that made the difference, in words."""
+    kept = scene.label(switch.kept)
+    step = switch.step
+    if not step.turn:
+        went_on = f"here time passes before {kept} goes on"
+    elif step.happening:
+        went_on = f"here this takes place before {kept} goes on: {step.turn};"
+    else:
+        went_on = f"here {scene.label(step.turn)} goes on instead of {kept}"
+    if switch.came is None:
+        return f"{went_on}, which was about to begin"
+    place = switch.about.place if switch.about is not None else None
+    if place is None:
+        return f"{went_on}, which had come to line {switch.came.line}: {switch.came.code}"
+    return f"{went_on}, which was about to run line {place.line}: {place.code}"
+
+
+def passing_words(scene: Scene, step: Step, row: Row) -> str:
+    """What time has brought, in words."""
+    words = []
+    for effect in row.effects:
+        if isinstance(effect, Woke):
+            who = scene.label(effect.turn)
+            words.append(
+                f"{who} has slept" if effect.why == "sleep" else f"the timeout of {who} expires"
+            )
+    return f"time passes{': ' if words else ''}{', '.join(words)}"
+
+
+def gap_words(scene: Scene, gap: Gap) -> str:
+    """What was left out, in words."""
+    who = ", ".join(scene.label(turn) for turn in gap.turns[:4])
+    more = ", …" if len(gap.turns) > 4 else ""
+    lines = _counted(gap.lines, "line", "lines")
+    return f"{lines} as usual" + (f" ({who}{more})" if who else "")
