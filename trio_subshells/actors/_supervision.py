@@ -236,8 +236,9 @@ class Supervisor:
         host = TaskHost() if host is None else host
         node = Node(name, self._node, host.kind, queue)
         started: Promise[None] = Promise()
+        task_name = node.path if host.kind == "task" else f"{node.path} (warden)"
         self._nursery.start_soon(
-            self._supervise, node, actor, host, on_failure or Escalate(), started, name=node.path
+            self._supervise, node, actor, host, on_failure or Escalate(), started, name=task_name
         )
         self._node.children[name] = node  # only now: a scope that is over has refused
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._client import Client, Exchange, Reply
 from ._errors import (
     Deadlock,
     LeftBehind,
@@ -11,6 +12,7 @@ from ._errors import (
     Unjoined,
 )
 from ._explore import Exploration, ScheduleFailed, explore, explore_schedules
+from ._kernels import KernelUnderTest, SimulatedKernel, simulated_kernel
 from ._report import Report
 from ._schedules import InvalidSchedule, Schedule
 from ._simulation import Deviation
@@ -19,22 +21,28 @@ from ._strategies import PCT, POS, Portfolio, Random, Replay, Strategy
 __all__ = [
     "PCT",
     "POS",
+    "Client",
     "Deadlock",
     "Deviation",
+    "Exchange",
     "Exploration",
     "InvalidSchedule",
+    "KernelUnderTest",
     "LeftBehind",
     "NoProgress",
     "Portfolio",
     "Random",
     "Replay",
+    "Reply",
     "Report",
     "Schedule",
     "ScheduleFailed",
+    "SimulatedKernel",
     "SimulationFailure",
     "Strategy",
     "UncontrolledNondeterminism",
     "Unjoined",
     "explore",
     "explore_schedules",
+    "simulated_kernel",
 ]

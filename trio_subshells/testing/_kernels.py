@@ -160,7 +160,9 @@ class _Host:
     async def _run(self) -> None:
         self._leave = leave = trio.Event()
         self._its_token = trio.lowlevel.current_trio_token()
-        async with open_kernel(self._kernel, open_ground=self._open_ground) as running:
+        async with open_kernel(
+            self._kernel, make_raiser=self._network.make_raiser, open_ground=self._open_ground
+        ) as running:
             self._running = running
             self._token.run_sync_soon(self._started.set)
             async with trio.open_nursery() as nursery:

@@ -226,7 +226,10 @@ class Loop:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # that it was abandoned, we know
             self._passes.close()
+            self.enter()  # the end of a loop clears that
             for task in tasks:
+                for nursery in task.child_nurseries:
+                    nursery._children.clear()  # it would complain of them
                 _close(task.coro)
 
 
@@ -234,11 +237,6 @@ def _close(coro: CoroutineType[Any, Any, Any]) -> None:
     """Unwind a task's stack. What it does on the way is of no interest: the run has failed."""
     with suppress(BaseException):
         coro.close()
-
-
-def current_runner() -> trio_run.Runner | None:
-    """The runner of the loop that this OS thread is in, if any."""
-    return getattr(_context, "runner", None)
 
 
 def save_place() -> dict[str, Any]:

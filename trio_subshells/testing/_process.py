@@ -6,6 +6,8 @@ Within `simulated_process`, in the OS thread that simulates and nowhere else:
 - `threading.get_ident` and `threading.current_thread` tell simulated threads apart;
 - `time.monotonic` tells virtual time, and `time.sleep` blocks the simulated thread for it;
 - a `threading.Event` made here blocks the simulated thread that waits for it;
+- `uuid.uuid4` gives what is unique in one run, and the same in each run of a schedule;
+- an actor's message to another, and its answer, may be delayed: other threads go on before it;
 - `trio.to_thread.run_sync` calls the function in a step of its own. It can't wait for anything.
 
 Everything else of the process is real.
@@ -14,9 +16,11 @@ Everything else of the process is real.
 from __future__ import annotations
 
 import contextvars
+import functools
 import math
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -26,6 +30,7 @@ import outcome
 import trio
 
 from ..actors import _hosts, _promise
+from ..actors._queue import Queue
 from ._simulation import SimulatedThread, Simulation, Turn
 
 _real_ident: Final = threading.get_ident
@@ -164,7 +169,27 @@ async def _run_sync(
     return result.unwrap()
 
 
+_real_uuid4: Final = uuid.uuid4
 _real_run_sync: Final = trio.to_thread.run_sync
+
+
+def _uuid4() -> uuid.UUID:
+    simulation = _simulation()
+    return _real_uuid4() if simulation is None else uuid.UUID(int=next(simulation.ids), version=4)
+
+
+def _pausing(real: Callable[..., Any]) -> Callable[..., Any]:
+    """A method before which other threads may go on."""
+
+    @functools.wraps(real)
+    def method(self: object, *args: Any) -> Any:
+        simulation = Simulation.current
+        if simulation is not None and simulation.os_thread == _real_ident():
+            simulation.pause()
+        return real(self, *args)
+
+    return method
+
 
 _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (threading, "get_ident", _get_ident),
@@ -174,7 +199,12 @@ _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (trio.to_thread, "run_sync", _run_sync),
     (_hosts, "start_thread", _start_thread),
     (threading, "Event", _event),
+    (uuid, "uuid4", _uuid4),
     (_promise, "_NAP", math.inf),
+    (_promise.Promise, "resolve", _pausing(_promise.Promise.resolve)),
+    (_promise.BlockingPromise, "resolve", _pausing(_promise.BlockingPromise.resolve)),
+    (Queue, "put_nowait", _pausing(Queue.put_nowait)),
+    (Queue, "put", _pausing(Queue.put)),
 )
 
 

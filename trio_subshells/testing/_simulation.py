@@ -56,7 +56,7 @@ class Turn:
         since: the decision from which on it could have happened.
     """
 
-    __slots__ = ("children", "happen", "name", "order", "priority", "since", "task", "thread")
+    __slots__ = ("happen", "name", "order", "priority", "since", "task", "thread")
 
     def __init__(
         self,
@@ -73,7 +73,6 @@ class Turn:
         self.happen = happen
         self.since = 0
         self.priority = 0.0
-        self.children: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"<Turn {self.name}>"
@@ -134,6 +133,7 @@ class SimulatedThread:
         self.stand_in: threading.Thread | None = None  # for threading.current_thread()
         self.blocked: Turn | None = None
         self.interruptible = True
+        self.paused = False
         self.struck: Turn | None = None
         self.error: type[BaseException] | None = None
         self.held: list[Turn] = []
@@ -150,7 +150,8 @@ class Simulation:
         chooser: makes the decisions.
         max_steps: how many steps a run may take before it counts as one without progress.
         fairness: how many decisions a turn may wait at most; None for no bound.
-        lag: how many virtual seconds may pass at once, at most, though something could happen.
+        lag: how many virtual seconds may pass, at most, before what could happen has happened: how
+            slow the simulated machine may be.
         checks: called after each step; what one raises is the run's failure.
         recorder: notes what happens, for a report; that takes time.
     """
@@ -180,6 +181,7 @@ class Simulation:
         self._chooser = chooser
         self._wants_time = chooser.wants_time
         self._lag = lag
+        self._rested_at = 0.0
         self._max_steps = max_steps
         self._fairness = fairness
         self.checks = list(checks)
@@ -190,6 +192,9 @@ class Simulation:
         self._thread_of: dict[object, SimulatedThread] = {}
         self._timers: list[tuple[float, int, Turn]] = []
         self._orders = itertools.count()
+        self._names: dict[str, int] = {}
+        self.ids = itertools.count(1)
+        """For what has to be unique, and the same in each run of a schedule."""
         self._idents = itertools.count(1)
         self._turn: Turn | None = None
         self._entered: SimulatedThread | None = None
@@ -307,8 +312,12 @@ class Simulation:
 
     # ------------------------------------------------------------------------- what is next
 
-    def _decide(self) -> Turn | None:
-        """The next thing to happen; None if all is over."""
+    def _decide(self, preferred: Turn | None = None) -> Turn | None:
+        """The next thing to happen; None if all is over.
+
+        Args:
+            preferred: what is the default, if it is possible.
+        """
         if self.checks and self.failure is None:
             self._check()
         turns = self.turns
@@ -316,6 +325,8 @@ class Simulation:
         default = 0
         while True:
             default = self._take_fresh(last, default)
+            if preferred is not None and preferred in turns:
+                default = turns.index(preferred)
             if len(self.trace) >= self._max_steps:
                 if self.failure is not None:
                     return None
@@ -349,7 +360,7 @@ class Simulation:
         turns = self.turns
         if self._wants_time:
             due = self.next_time()
-            self.may_pass_time = due < math.inf and due - self.clock.now <= self._lag
+            self.may_pass_time = due <= self._rested_at + self._lag
             if len(turns) == 1 and not self.may_pass_time:
                 return 0
         decision = self.decisions
@@ -400,14 +411,15 @@ class Simulation:
             parent = self._known.get(task.parent_nursery.parent_task)
         if parent is None:
             name = f"{thread.name}<init>"
+        elif "/" in task.name:
+            name = task.name  # an actor's path
         elif parent.name.endswith("<init>"):
             name = thread.name if task.name.endswith(_ROOT) else f"{thread.name}{_short(task.name)}"
         else:
             name = f"{parent.name}/{_short(task.name)}"
-        if parent is not None:
-            number = parent.children[name] = parent.children.get(name, 0) + 1
-            if number > 1:
-                name = f"{name}#{number}"
+        number = self._names[name] = self._names.get(name, 0) + 1
+        if number > 1:
+            name = f"{name}#{number}"
         turn = Turn(thread, name, next(self._orders), task)
         self._known[task] = turn
         if self.recorder is not None:
@@ -423,6 +435,7 @@ class Simulation:
                 return True
         if self.next_time() < math.inf:
             self._pass_time()
+            self._rested_at = self.clock.now
             return True
         if not self.threads:
             return False
@@ -523,7 +536,7 @@ class Simulation:
         thread.interruptible = interruptible
         kept = [(read, write, read()) for read, write in self.kept]
         self._turn = None
-        self._turn = self._decide()
+        self._turn = self._decide(resume)
         while self._turn is not resume and self._turn is not thread.struck:
             if self._turn is None:
                 self._root.switch()  # the run is over, and this thread is abandoned
@@ -547,17 +560,36 @@ class Simulation:
         if error is not None:
             raise error
 
+    def pause(self) -> None:
+        """Let other threads go on, if it is so decided, in the middle of this one's step.
+
+        As an operating system may do anywhere. It is called before what other threads can see: then
+        nothing is missed.
+        """
+        turn = self._turn
+        if turn is None or turn.thread is None or turn.task is None or len(self.threads) < 2:
+            return
+        thread = turn.thread
+        self._take_fresh(None, 0)
+        if self.failure is not None or all(each.thread is thread for each in self.turns):
+            return
+        resume = self.happening(thread, f"{turn.name} goes on", _nothing)
+        self.add(resume)
+        thread.paused = True
+        self.block(resume)
+        thread.paused = False
+
     def raise_in(self, thread: SimulatedThread, error: type[BaseException]) -> bool:
         """Raise an exception in a thread that is blocked, some time later.
 
         Returns whether it will be: not, if no synchronous code blocks the thread.
         """
-        if thread.blocked is None:
+        if thread.blocked is None or thread.paused:
             return False
         if thread.struck is not None:
             self.remove(thread.struck)
         thread.error = error
-        thread.struck = self.happening(thread, f"{thread.name} is struck", lambda: None)
+        thread.struck = self.happening(thread, f"{thread.name} is struck", _nothing)
         if thread.interruptible:
             self.add(thread.struck)
         return True
@@ -572,9 +604,13 @@ class Simulation:
         """Block the thread that runs for virtual seconds."""
         thread = self.thread
         assert thread is not None
-        resume = self.happening(thread, f"{thread.name} wakes up", lambda: None)
+        resume = self.happening(thread, f"{thread.name} wakes up", _nothing)
         self.add_at(self.clock.now + seconds, resume)
         self.block(resume)
+
+
+def _nothing() -> None:
+    """What happens when a thread only goes on."""
 
 
 def _order(turn: Turn) -> int:

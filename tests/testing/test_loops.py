@@ -1,0 +1,275 @@
+"""A canary for everything that the simulator uses and trio doesn't document.
+
+If one of these fails with a new trio, `trio_subshells.testing._loops` is what has to follow.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import pytest
+import trio
+import trio.testing
+from trio._core import _run as trio_run
+
+from trio_subshells.testing._errors import RealInput
+from trio_subshells.testing._loops import Loop, VirtualClock, restore_place, save_place
+
+
+class Stepper:
+    """Runs a loop, always the task that has waited longest, and notes who ran."""
+
+    def __init__(self, body: object) -> None:
+        self.clock = VirtualClock()
+        self.runnable: list[trio.lowlevel.Task] = []
+        self.ran: list[str] = []
+        self.loop = Loop(body, self.clock, self.runnable.append)  # type: ignore[arg-type]
+
+    def step(self, which: int = 0) -> None:
+        task = self.runnable.pop(which)
+        self.ran.append(task.name.rpartition(".")[2])
+        self.loop.enter()
+        self.loop.step(task)
+
+    def run(self) -> object:
+        place = save_place()
+        try:
+            self.loop.enter()
+            self.loop.step(None)
+            while self.runnable:
+                self.step()
+            return self.loop.outcome.unwrap()
+        finally:
+            restore_place(place)
+
+
+def test_the_loop_is_a_generator_that_yields_before_it_looks_for_events() -> None:
+    assert inspect.isgeneratorfunction(trio_run.unrolled_run)
+
+
+def test_what_a_runner_has() -> None:
+    fields = {each.name for each in trio_run.Runner.__attrs_attrs__}  # type: ignore[attr-defined]
+    assert fields >= {
+        "asyncgens",
+        "clock",
+        "deadlines",
+        "entry_queue",
+        "instruments",
+        "io_manager",
+        "ki_manager",
+        "main_task_outcome",
+        "runq",
+        "strict_exception_groups",
+        "system_context",
+        "tasks",
+        "waiting_for_idle",
+    }
+
+
+def test_one_step_runs_one_task_up_to_its_next_checkpoint() -> None:
+    seen: list[str] = []
+
+    async def child(name: str) -> None:
+        for number in range(2):
+            seen.append(f"{name}{number}")
+            await trio.lowlevel.checkpoint()
+
+    async def body() -> str:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child, "a")
+            nursery.start_soon(child, "b")
+        return "done"
+
+    stepper = Stepper(body)
+    place = save_place()
+    try:
+        stepper.loop.enter()
+        stepper.loop.step(None)
+        while not {"a0", "b0"} <= set(seen):
+            before = len(seen)
+            stepper.step()
+            assert len(seen) - before <= 1
+        assert len(stepper.runnable) >= 2
+        stepper.step(len(stepper.runnable) - 1)  # out of turn
+        while stepper.runnable:
+            stepper.step()
+        assert stepper.loop.finished
+        assert stepper.loop.outcome.unwrap() == "done"
+        assert sorted(seen) == ["a0", "a1", "b0", "b1"]
+    finally:
+        restore_place(place)
+
+
+@pytest.mark.parametrize("wakes", ["event", "channel", "cancellation", "token", "started"])
+def test_whatever_wakes_a_task_goes_through_the_run_queue(wakes: str) -> None:
+    """Nothing runs but what was taken out of the queue: `Stepper.run` would not end otherwise."""
+
+    async def starts(task_status: trio.TaskStatus[None]) -> None:
+        await trio.lowlevel.checkpoint()
+        task_status.started()
+
+    async def body() -> str:
+        event = trio.Event()
+        send, receive = trio.open_memory_channel[int](0)
+        async with trio.open_nursery() as nursery:
+            match wakes:
+                case "event":
+                    nursery.start_soon(event.wait)
+                    await trio.lowlevel.checkpoint()
+                    event.set()
+                case "channel":
+                    nursery.start_soon(send.send, 1)
+                    assert await receive.receive() == 1
+                case "cancellation":
+                    nursery.start_soon(trio.sleep_forever)
+                    await trio.lowlevel.checkpoint()
+                    nursery.cancel_scope.cancel()
+                case "token":
+                    trio.lowlevel.current_trio_token().run_sync_soon(event.set)
+                    await event.wait()
+                case "started":
+                    await nursery.start(starts)
+        return wakes
+
+    assert Stepper(body).run() == wakes
+
+
+def test_deadlines_expire_when_the_clock_says_so() -> None:
+    async def body() -> float:
+        await trio.sleep(3600)
+        return trio.current_time()
+
+    stepper = Stepper(body)
+    place = save_place()
+    try:
+        stepper.loop.enter()
+        stepper.loop.step(None)
+        while stepper.runnable:
+            stepper.step()
+        assert stepper.loop.next_deadline() == 3600
+        stepper.loop.step(None)
+        assert not stepper.runnable
+        stepper.clock.now = 3600
+        stepper.loop.step(None)
+        assert len(stepper.runnable) == 1
+        while stepper.runnable:
+            stepper.step()
+        assert stepper.loop.outcome.unwrap() == 3600
+        assert stepper.loop.next_deadline() == math.inf
+    finally:
+        restore_place(place)
+
+
+def test_who_waits_until_all_tasks_are_blocked_is_told() -> None:
+    async def body() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+
+    stepper = Stepper(body)
+    place = save_place()
+    try:
+        stepper.loop.enter()
+        stepper.loop.step(None)
+        while stepper.runnable:
+            stepper.step()
+        assert stepper.loop.waits_for_idle()
+        stepper.loop.tell_idle()
+        assert not stepper.loop.waits_for_idle()
+        while stepper.runnable:
+            stepper.step()
+        assert stepper.loop.finished
+    finally:
+        restore_place(place)
+
+
+def test_two_loops_take_turns_in_one_thread() -> None:
+    seen: list[tuple[str, object]] = []
+
+    def body(name: str) -> object:
+        async def main() -> None:
+            for _ in range(3):
+                seen.append((name, trio.lowlevel.current_trio_token()))
+                await trio.lowlevel.checkpoint()
+
+        return main
+
+    steppers = [Stepper(body("a")), Stepper(body("b"))]
+    place = save_place()
+    try:
+        for each in steppers:
+            each.loop.enter()
+            each.loop.step(None)
+        while any(each.runnable for each in steppers):
+            for each in steppers:
+                if each.runnable:
+                    each.step()
+    finally:
+        restore_place(place)
+    assert {name for name, _ in seen} == {"a", "b"}
+    tokens = {name: {token for each, token in seen if each == name} for name in "ab"}
+    assert len(tokens["a"]) == len(tokens["b"]) == 1
+    assert not tokens["a"] & tokens["b"]
+
+
+def test_the_loop_around_is_there_again_afterwards() -> None:
+    async def outer() -> None:
+        before = trio.lowlevel.current_trio_token(), trio.lowlevel.current_task()
+        Stepper(inner).run()
+        assert (trio.lowlevel.current_trio_token(), trio.lowlevel.current_task()) == before
+        await trio.lowlevel.checkpoint()
+
+    async def inner() -> None:
+        await trio.lowlevel.checkpoint()
+
+    trio.run(outer)
+
+
+def test_asynchronous_generators_belong_to_the_loop_that_iterates_over_them() -> None:
+    closed: list[str] = []
+
+    async def numbers(name: str) -> object:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed.append(name)
+
+    async def body() -> None:
+        generator = numbers("left open")
+        assert await generator.__anext__() == 1  # type: ignore[attr-defined]
+        body.kept = generator  # type: ignore[attr-defined]
+
+    Stepper(body).run()
+    assert closed == ["left open"]
+
+
+@pytest.mark.parametrize("wait", [trio.lowlevel.wait_readable, trio.lowlevel.wait_writable])
+def test_there_are_no_descriptors(wait: object) -> None:
+    async def body() -> None:
+        await wait(0)  # type: ignore[operator]
+
+    with pytest.raises(RealInput, match="memory channels"):
+        Stepper(body).run()
+
+
+def test_what_is_abandoned_is_closed() -> None:
+    closed: list[str] = []
+
+    async def body() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            closed.append("body")
+
+    stepper = Stepper(body)
+    place = save_place()
+    try:
+        stepper.loop.enter()
+        stepper.loop.step(None)
+        while stepper.runnable:
+            stepper.step()
+        stepper.loop.abandon()
+    finally:
+        restore_place(place)
+    assert closed == ["body"]
+    assert stepper.loop.finished

@@ -1,0 +1,215 @@
+"""What threads, time and blocking calls are in a simulation."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Awaitable, Callable
+
+import attrs
+import pytest
+import trio
+
+from trio_subshells import actors
+from trio_subshells.testing import Random, ScheduleFailed, Unjoined, explore
+from trio_subshells.testing._simulation import Simulation
+
+Body = Callable[[], Awaitable[object]]
+
+
+def once(body: Body) -> None:
+    explore(body, schedules=1, strategy=Random(), seed=1)
+
+
+@attrs.frozen
+class Add:
+    amount: int
+
+
+@attrs.frozen
+class Total:
+    pass
+
+
+class Counter(actors.Actor):
+    """Counts in its own thread, and remembers which one that is."""
+
+    def __init__(self) -> None:
+        self.thread = 0
+        self.name = ""
+
+    async def run(self, mailbox: actors.Mailbox) -> None:
+        self.thread = threading.get_ident()
+        self.name = threading.current_thread().name
+        total = 0
+        async for letter in mailbox:
+            match letter.message:
+                case Add(amount):
+                    total += amount
+                case Total():
+                    letter.reply(total)
+
+
+def test_an_actor_in_a_thread_has_a_thread_of_its_own() -> None:
+    real = threading.active_count()
+
+    async def body() -> None:
+        counters = [Counter(), Counter()]
+        async with actors.open_system() as system:
+            for number, counter in enumerate(counters):
+                ref = await system.spawn(counter, name=f"{number}", host=actors.ThreadHost())
+                await ref.tell(Add(2))
+                assert await ref.ask(Total(), timeout=math.inf) == 2
+            assert threading.active_count() == real
+        idents = {threading.get_ident(), *(each.thread for each in counters)}
+        assert len(idents) == 3
+        assert {each.name for each in counters} == {"system/0", "system/1"}
+
+    explore(body, schedules=50)
+
+
+def test_the_order_of_messages_from_two_threads_is_a_decision() -> None:
+    orders: set[tuple[int, ...]] = set()
+
+    class Sender(actors.Actor):
+        def __init__(self, to: actors.ActorRef, amount: int) -> None:
+            self.to = to
+            self.amount = amount
+
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            await self.to.tell(Add(self.amount))
+
+    class Receiver(actors.Actor):
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            received = [(await mailbox.receive()).message.amount for _ in range(3)]  # type: ignore[attr-defined]
+            orders.add(tuple(received))
+
+    async def body() -> None:
+        async with actors.open_system() as system:
+            receiver = await system.spawn(Receiver(), name="receiver")
+            watched = receiver.watch
+            for amount in (1, 2, 3):
+                sender = Sender(receiver, amount)
+                await system.spawn(sender, name=f"sender {amount}", host=actors.ThreadHost())
+            await watched()
+
+    explore(body, schedules=300)
+    assert len(orders) == 6
+
+
+def test_time_is_virtual_everywhere() -> None:
+    async def body() -> None:
+        assert time.monotonic() == trio.current_time() == 0
+        time.sleep(60)
+        await trio.sleep(3540)
+        assert time.monotonic() == trio.current_time() == 3600
+
+    began = time.monotonic()
+    once(body)
+    assert time.monotonic() - began < 3600
+
+
+def test_a_thread_that_blocks_stands_still_and_others_do_not() -> None:
+    seen: list[tuple[str, float]] = []
+
+    class Sleeper(actors.Actor):
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.tick)
+                await trio.lowlevel.checkpoint()
+                time.sleep(10)
+                seen.append(("slept", trio.current_time()))
+
+        async def tick(self) -> None:
+            await trio.sleep(1)
+            seen.append(("ticked", trio.current_time()))
+
+    async def body() -> None:
+        seen.clear()
+        async with actors.open_system() as system:
+            sleeper = await system.spawn(Sleeper(), name="sleeper", host=actors.ThreadHost())
+            await trio.sleep(5)
+            seen.append(("went on", trio.current_time()))
+            await sleeper.watch()
+
+    once(body)
+    assert seen == [("went on", 5), ("slept", 10), ("ticked", 10)]
+
+
+def test_who_asks_blocking_blocks_its_thread_only() -> None:
+    async def body() -> None:
+        async with actors.open_system() as system:
+            counter = await system.spawn(Counter(), name="counter", host=actors.ThreadHost())
+            assert counter.ask_blocking(Total(), timeout=math.inf) == 0
+
+    explore(body, schedules=50)
+
+
+def test_who_asks_blocking_in_vain_has_its_timeout() -> None:
+    class Deaf(actors.Actor):
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            await trio.sleep_forever()
+
+    async def body() -> None:
+        async with actors.open_system() as system:
+            deaf = await system.spawn(Deaf(), name="deaf", host=actors.ThreadHost())
+            with pytest.raises(actors.AskTimeout):
+                deaf.ask_blocking(Total(), timeout=3)
+            assert trio.current_time() == 3
+
+    explore(body, schedules=20)
+
+
+def test_an_event_of_threading_blocks_a_simulated_thread() -> None:
+    class Waiter(actors.Actor):
+        def __init__(self, event: threading.Event) -> None:
+            self.event = event
+
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            assert not self.event.wait(1)
+            assert trio.current_time() == 1
+            assert self.event.wait()
+
+    async def body() -> None:
+        event = threading.Event()
+        async with actors.open_system() as system:
+            waiter = await system.spawn(Waiter(event), name="waiter", host=actors.ThreadHost())
+            await trio.sleep(2)
+            event.set()
+            assert (await waiter.watch()).state is actors.ActorState.FINISHED
+
+    explore(body, schedules=20)
+
+
+def test_a_function_for_a_worker_thread_is_called() -> None:
+    async def body() -> None:
+        assert await trio.to_thread.run_sync(lambda: 6 * 7) == 42
+        with pytest.raises(ZeroDivisionError):
+            await trio.to_thread.run_sync(lambda: 1 // 0)
+
+    once(body)
+
+
+def test_a_thread_that_is_left_behind_is_a_failure() -> None:
+    async def forever() -> None:
+        await trio.sleep_forever()
+
+    async def body() -> None:
+        simulation = Simulation.current
+        assert simulation is not None
+        simulation.start_thread("stray", forever, lambda result: None)
+
+    with pytest.raises(ScheduleFailed) as failed:
+        once(body)
+    assert isinstance(failed.value.__cause__, Unjoined)
+    assert "stray" in str(failed.value.__cause__)
+
+
+def test_outside_of_a_simulation_everything_is_real() -> None:
+    async def body() -> None:
+        await trio.lowlevel.checkpoint()
+
+    functions = threading.get_ident, time.monotonic, time.sleep, trio.to_thread.run_sync
+    once(body)
+    assert (threading.get_ident, time.monotonic, time.sleep, trio.to_thread.run_sync) == functions
