@@ -13,6 +13,7 @@ from ._errors import (
 )
 from ._explore import Exploration, ScheduleFailed, explore, explore_schedules
 from ._kernels import KernelUnderTest, SimulatedKernel, simulated_kernel
+from ._model import ProtocolViolation, check_protocol
 from ._report import Report
 from ._schedules import InvalidSchedule, Schedule
 from ._simulation import Deviation
@@ -31,6 +32,7 @@ __all__ = [
     "LeftBehind",
     "NoProgress",
     "Portfolio",
+    "ProtocolViolation",
     "Random",
     "Replay",
     "Reply",
@@ -42,6 +44,7 @@ __all__ = [
     "Strategy",
     "UncontrolledNondeterminism",
     "Unjoined",
+    "check_protocol",
     "explore",
     "explore_schedules",
     "simulated_kernel",

@@ -143,6 +143,7 @@ class Client:
 
     Attributes:
         exchanges: everything that it has asked, in order.
+        heard: everything on iopub, in order.
         strays: messages on iopub that are of nobody's request here.
         second_replies: replies on shell and control to nothing that was asked.
     """
@@ -157,7 +158,9 @@ class Client:
         self._readers: dict[Channel, trio.CancelScope] = {}
         self.exchanges: list[Exchange] = []
         self._by_id: dict[str, Exchange] = {}
+        self.heard: list[Message] = []
         self.strays: list[Message] = []
+        self._asked_after: dict[str, int] = {}
         self.second_replies: list[Message] = []
         self._welcomed = trio.Event()
         self._prompts_in, self._prompts = trio.open_memory_channel[Message](1000)
@@ -190,6 +193,9 @@ class Client:
                 self._take(channel, self._receiver.receive(frames).open())
 
     def _take(self, channel: Channel, message: Message) -> None:
+        if channel == "iopub":
+            self.heard.append(message)
+        self._asked_after[message.header.msg_id] = len(self.exchanges)
         parent = message.parent_header
         exchange = self._by_id.get(parent.msg_id) if parent is not None else None
         if message.header.msg_type == "iopub_welcome":
@@ -202,6 +208,11 @@ class Client:
             self.strays.append(message)
         else:
             self.second_replies.append(message)
+
+    def after(self, message: Message) -> list[Exchange]:
+        """What this client has asked after it had got a message; nothing, if that wasn't its."""
+        asked = self._asked_after.get(message.header.msg_id)
+        return [] if asked is None else self.exchanges[asked:]
 
     # ----------------------------------------------------------------------------- requests
 
