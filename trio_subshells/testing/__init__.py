@@ -11,6 +11,7 @@ from ._errors import (
     UncontrolledNondeterminism,
     Unjoined,
 )
+from ._exhaustive import Exhaustive
 from ._explore import Exploration, ScheduleFailed, explore, explore_schedules
 from ._kernels import KernelUnderTest, SimulatedKernel, simulated_kernel
 from ._model import ProtocolViolation, check_protocol
@@ -26,6 +27,7 @@ __all__ = [
     "Deadlock",
     "Deviation",
     "Exchange",
+    "Exhaustive",
     "Exploration",
     "InvalidSchedule",
     "KernelUnderTest",

@@ -51,7 +51,7 @@ def await_place(task: trio.lowlevel.Task) -> str | None:
     """Where a task waits: the innermost line that isn't trio's."""
     found = None
     for frame, line in task.iter_await_frames():
-        is_trios = frame.f_globals.get("__name__", "").startswith(("trio.", "outcome"))
+        is_trios = frame.f_globals.get("__name__", "").startswith(_NOT_THE_USERS)
         if found is None or not is_trios:
             file = Path(frame.f_code.co_filename).name
             found = f"{file}:{line}, in {frame.f_code.co_name}"
@@ -64,3 +64,6 @@ class LeftBehind(SimulationFailure):
 
 class UncontrolledNondeterminism(SimulationFailure):
     """The same schedule, run twice, was not the same: something decides that we don't control."""
+
+
+_NOT_THE_USERS = ("trio.", "outcome", f"{__package__}._footprints")

@@ -214,9 +214,9 @@ def explore(
         lag=lag,
         checks=checks,
     )
-    replay_line = _replay_line(async_fn, outside)
-    explorer = _Explorer(runs, strategy or Portfolio(), seed, replay_line, outside)
-    with runs:
+    strategy = strategy or Portfolio()
+    explorer = _Explorer(runs, strategy, seed, _replay_line(async_fn, outside), outside)
+    with runs, strategy.watching():
         return explorer.explore(schedules, seconds)
 
 

@@ -110,6 +110,10 @@ class Runs:
     def run(self, chooser: Chooser, recorder: Recorder | None = None) -> Run:
         """Run one schedule.
 
+        Args:
+            chooser: makes the decisions; its ``recorder``, if it has one, is told of the run.
+            recorder: is told of the run instead.
+
         Raises:
             BaseException: what isn't a failure of the code, but says that all is to end:
                 `KeyboardInterrupt`, `SystemExit`, pytest's skip and xfail.
@@ -121,7 +125,7 @@ class Runs:
             fairness=self._fairness,
             lag=self._lag,
             checks=self._checks,
-            recorder=recorder,
+            recorder=recorder or getattr(chooser, "recorder", None),
         )
         result = simulation.run(self._body)
         failure = result.error if isinstance(result, outcome.Error) else None

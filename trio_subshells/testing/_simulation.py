@@ -254,8 +254,26 @@ class Simulation:
         thread.ended = ended
         self.threads.append(thread)
         self._thread_of[thread.loop.runner] = thread
-        self._step(thread, None)  # the loop's first task is there now
+        self._begin(thread)
         return thread
+
+    def _begin(self, thread: SimulatedThread) -> None:
+        """Let trio's own tasks in a new loop make their first steps, whose order doesn't matter."""
+        entered, place = self._entered, save_place()
+        self._step(thread, None)
+        first = self._fresh.pop()
+        self._register(first)
+        self._step(thread, first)
+        runner = thread.loop.runner
+        for task in [each for each in self._fresh if each._runner is runner]:
+            self._register(task)
+            if task is not runner.main_task:
+                self._fresh.remove(task)
+                self._step(thread, task)
+        restore_place(place)
+        self._entered = entered
+        if entered is not None:
+            entered.loop.enter()
 
     def _serve(self, thread: SimulatedThread) -> None:
         """What the greenlet of a thread does, until its loop has finished."""
@@ -360,7 +378,7 @@ class Simulation:
         turns = self.turns
         if self._wants_time:
             due = self.next_time()
-            self.may_pass_time = due <= self._rested_at + self._lag
+            self.may_pass_time = due < math.inf and due - self._rested_at <= self._lag
             if len(turns) == 1 and not self.may_pass_time:
                 return 0
         decision = self.decisions

@@ -15,8 +15,9 @@ timeout that comes early doesn't hide what else there is to be found.
   falls behind all others. A bug that needs d things to be in order is hit with a probability of at
   least 1/(n·k^(d−1)), for n tasks and k decisions.
 - `POS` (Yuan, Yang, Gu: "Partial Order Aware Concurrency Sampling", 2018): each step, not each
-  task, has a random priority, given anew when a step was taken that it races with. Samples orders
-  more evenly than `Random`, which favours those that differ only in steps that don't matter.
+  task, has a random priority. Samples orders more evenly than `Random`, which favours those that
+  differ only in steps that don't matter. This is the paper's basic form: what a step will race
+  with, and whose priority would be drawn anew for that, isn't known before it is made.
 - `Portfolio`: several of them, in turn.
 """
 
@@ -25,7 +26,8 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Final
 
 from ._schedules import Replayer, Schedule
@@ -59,6 +61,10 @@ class Strategy(ABC):
 
     def learn(self, simulation: Simulation) -> None:
         """Learn from the schedule that has just been run."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Entered by `explore` around all of its schedules."""
+        return nullcontext()
 
     def __repr__(self) -> str:
         return f"<{self.name}>"
@@ -247,11 +253,7 @@ class _Priorities:
 
 
 class POS(Strategy):
-    """Partial-order sampling: each step has a random priority of its own.
-
-    What a step touches is known for actors (their mailboxes, and the answers that they wait for),
-    and taken from the task's step before. Two steps race if that has something in common.
-    """
+    """Partial-order sampling: each step has a random priority of its own."""
 
     @property
     def name(self) -> str:
@@ -326,6 +328,14 @@ class Portfolio(Strategy):
                 return chooser
             self._left.popleft()
         return None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """What any of them needs."""
+        with ExitStack() as stack:
+            for strategy in self._strategies:
+                stack.enter_context(strategy.watching())
+            yield
 
     def learn(self, simulation: Simulation) -> None:
         """Let each of them learn."""
