@@ -116,12 +116,12 @@ def test_a_thread_that_blocks_stands_still_and_others_do_not() -> None:
     class Sleeper(actors.Actor):
         async def run(self, mailbox: actors.Mailbox) -> None:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.tick)
-                await trio.lowlevel.checkpoint()
+                await nursery.start(self.tick)
                 time.sleep(10)
                 seen.append(("slept", trio.current_time()))
 
-        async def tick(self) -> None:
+        async def tick(self, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
             await trio.sleep(1)
             seen.append(("ticked", trio.current_time()))
 
