@@ -14,6 +14,7 @@ from ._errors import (
 from ._exhaustive import Exhaustive
 from ._explore import Exploration, ScheduleFailed, explore, explore_schedules
 from ._kernels import KernelUnderTest, SimulatedKernel, simulated_kernel
+from ._loops import VirtualClock
 from ._model import ProtocolViolation, check_protocol
 from ._report import Report
 from ._schedules import InvalidSchedule, Schedule
@@ -46,6 +47,7 @@ __all__ = [
     "Strategy",
     "UncontrolledNondeterminism",
     "Unjoined",
+    "VirtualClock",
     "check_protocol",
     "explore",
     "explore_schedules",

@@ -41,7 +41,8 @@ class RealInput(SimulationFailure):
 def waiting(simulation: Simulation) -> Iterator[tuple[str, str]]:
     """The tasks that wait, and where."""
     for task, turn in simulation._known.items():
-        if turn.thread in simulation.threads and not turn.name.endswith(">"):
+        thread = turn.thread
+        if thread in simulation.threads and not turn.name.startswith(f"{thread.name}<"):
             where = await_place(task)
             if where is not None:
                 yield turn.name, where

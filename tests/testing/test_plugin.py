@@ -1,0 +1,333 @@
+"""The pytest plugin, in suites of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+# An environment that was installed before there was a plugin has no entry point for it.
+IS_INSTALLED = any(
+    each.value == "trio_subshells_pytest"
+    for each in importlib.metadata.entry_points(group="pytest11")
+)
+ARGUMENTS = ["-p", "no:asyncio", "-p", "no:cacheprovider"]
+ARGUMENTS += [] if IS_INSTALLED else ["-p", "trio_subshells_pytest"]
+
+RACY = """
+import trio
+from trio_subshells.testing import explore_schedules
+
+class Account:
+    balance = 0
+
+async def deposit(account, amount):
+    seen = account.balance
+    await trio.lowlevel.checkpoint()
+    account.balance = seen + amount
+
+@explore_schedules(300)
+async def test_deposits_add_up():
+    account = Account()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(deposit, account, 10)
+        nursery.start_soon(deposit, account, 10)
+    assert account.balance == 20
+
+@explore_schedules(30)
+async def test_nothing_is_wrong():
+    await trio.sleep(3600)
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeini("[pytest]\ntrio_mode = true\nfilterwarnings = error\n")
+    return pytester
+
+
+def run(suite: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    return suite.runpytest_inprocess(*ARGUMENTS, *arguments)
+
+
+def test_a_failure_is_told_and_nothing_else(suite: pytest.Pytester) -> None:
+    suite.makepyfile(test_racy=RACY)
+    result = run(suite)
+    result.assert_outcomes(failed=1, passed=1)
+    text = result.stdout.str()
+    result.stdout.fnmatch_lines(
+        [
+            "*assert account.balance == 20",
+            "E *assert 10 == 20",
+            "-*failing schedule*-",
+            "AssertionError: assert 10 == 20*",
+            "Found by schedule * of seed 0 (*",
+            "Replay it:  pytest test_racy.py::test_deposits_add_up --replay '1*'",
+            "Picture:    .schedules*test_racy.py*test_deposits_add_up*.svg",
+            "*goes on instead of *about to run line 10: account.balance = seen + amount",
+            "FAILED test_racy.py::test_deposits_add_up - *assert 10 == 20",
+        ]
+    )
+    for inside in ("_simulation.py", "_explore.py", "_run.py", "greenlet", "unrolled_run"):
+        assert inside not in text
+    assert len(text.splitlines()) < 80
+
+
+def replay_line(result: pytest.RunResult) -> list[str]:
+    (line,) = [each for each in result.outlines if each.startswith("Replay it:")]
+    return shlex.split(line.removeprefix("Replay it:"))
+
+
+def test_the_replay_line_replays_it(suite: pytest.Pytester) -> None:
+    suite.makepyfile(test_racy=RACY)
+    command, *arguments = replay_line(run(suite))
+    assert command == "pytest"
+    again = run(suite, *arguments)
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(["E *assert 10 == 20", "Found by replaying a schedule.*"])
+    assert replay_line(again)[1:] == arguments
+
+
+def test_the_replay_line_is_right_in_any_directory(suite: pytest.Pytester) -> None:
+    directory = suite.mkdir("deep")
+    (directory / "test_racy.py").write_text(RACY)
+    suite.chdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        _, *arguments = replay_line(run(suite, "--rootdir", str(suite.path)))
+        assert arguments[0] == "test_racy.py::test_deposits_add_up"
+        again = run(suite, "--rootdir", str(suite.path), *arguments)
+    again.assert_outcomes(failed=1)
+
+
+def test_pictures_go_to_one_directory_only(suite: pytest.Pytester) -> None:
+    suite.makepyfile(test_racy=RACY)
+    run(suite)
+    found = sorted(path.suffix for path in (suite.path / ".schedules").iterdir())
+    assert found == ["", ".mmd", ".svg"]
+    run(suite, "--schedule-dir", "elsewhere")
+    assert len(list((suite.path / "elsewhere").glob("*.svg"))) == 1
+    names = {path.name for path in suite.path.iterdir()} - {"__pycache__"}
+    assert names == {"test_racy.py", "tox.ini", ".schedules", "elsewhere"}
+
+
+def test_a_deadlock_needs_no_traceback(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        test_stuck="""
+        import trio
+        from trio_subshells.testing import explore_schedules
+
+        @explore_schedules
+        async def test_it():
+            await trio.Event().wait()
+        """
+    )
+    result = run(suite)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "Deadlock: nothing can happen any more*",
+            "*It fails in the default order*",
+            "  main waits at test_stuck.py:6:  await trio.Event().wait()",
+            "FAILED test_stuck.py::test_it - Deadlock: nothing can happen any more*",
+        ]
+    )
+
+
+def test_fixtures_and_parameters_reach_the_test(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        import pytest
+        from trio_subshells.testing import explore_schedules
+
+        @pytest.fixture
+        def three():
+            return 3
+
+        @pytest.mark.parametrize("text", ["a b", "it's"])
+        @explore_schedules(2)
+        async def test_it(three, text):
+            assert (three, text) == (3, "a b")
+        """
+    )
+    result = run(suite)
+    result.assert_outcomes(passed=1, failed=1)
+    arguments = replay_line(result)[1:]
+    run(suite, *arguments).assert_outcomes(failed=1)
+
+
+COUNTING = """
+from trio_subshells.testing import explore
+
+runs = []
+
+async def body():
+    runs.append(1)
+
+def test_it():
+    figures = explore(body, schedules=7)
+    print(f"ran {len(runs)}, seed {figures.seed}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "ran 7, seed 0"),
+        (["--schedules", "3"], "ran 3, seed 0"),
+        (["--schedules=3", "--schedule-seed=5"], "ran 3, seed 5"),
+        (["--schedule-seconds", "0"], "ran 1, seed 0"),
+        (["--replay", "1:"], "ran 1, seed 0"),
+        (["--schedule-replay=1:"], "ran 1, seed 0"),
+    ],
+)
+def test_options_come_before_what_a_test_says(
+    suite: pytest.Pytester, arguments: list[str], expected: str
+) -> None:
+    suite.makepyfile(COUNTING)
+    result = run(suite, "-s", *arguments)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([f"*{expected}*"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "complaint"),
+    [
+        ("--schedules=0", "--schedules must be at least 1, not 0"),
+        ("--schedule-seconds=-1", "--schedule-seconds must be a number of seconds, not -1.0"),
+        ("--replay=rubbish", "--replay: 'rubbish' isn't a schedule*"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    suite: pytest.Pytester, argument: str, complaint: str
+) -> None:
+    suite.makepyfile(COUNTING)
+    result = run(suite, argument)
+    assert result.ret is pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {complaint}"])
+
+
+def test_another_plugin_may_have_a_replay_of_its_own(suite: pytest.Pytester) -> None:
+    suite.makeconftest(
+        """
+        def pytest_addoption(parser):
+            parser.addoption("--replay", default="theirs")
+
+        def pytest_report_header(config):
+            return f"their replay: {config.getoption('--replay')}"
+        """
+    )
+    suite.makepyfile(test_racy=RACY)
+    result = run(suite)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["their replay: theirs"])
+    arguments = replay_line(result)[1:]
+    assert arguments[1] == "--schedule-replay"
+    run(suite, *arguments).assert_outcomes(failed=1)
+
+
+def test_a_suite_that_doesnt_use_it_doesnt_pay_for_it(suite: pytest.Pytester) -> None:
+    suite.makeconftest(
+        """
+        import sys
+
+        def pytest_unconfigure():
+            print("imported:", [name for name in sys.modules if name.startswith("trio_subshells.")])
+        """
+    )
+    suite.makepyfile("def test_it():\n    pass\n")
+    result = suite.runpytest_subprocess(*ARGUMENTS)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["imported: []*"])
+
+
+def test_each_worker_writes_its_own_files(suite: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    suite.makepyfile(test_racy=RACY)
+    # The workers are processes of their own; what isn't installed they are told to load, too.
+    result = suite.runpytest_subprocess(*ARGUMENTS, "--dist", "each", "--tx", "2*popen")
+    result.assert_outcomes(failed=2, passed=2)
+    result.stdout.fnmatch_lines(["E *assert 10 == 20", "-*failing schedule*-"])
+    assert len(list((suite.path / ".schedules").glob("*.svg"))) == 2
+
+
+VIRTUAL = """
+import time
+import pytest
+import trio
+from trio_subshells import actors
+from trio_subshells.testing import Deadlock
+
+@pytest.fixture
+async def tool():
+    await trio.sleep(100)
+    yield "tool"
+    await trio.sleep(100)
+
+async def test_time_takes_none(virtual_clock, tool, nursery):
+    assert virtual_clock.now == trio.current_time() == 100
+    real = time.perf_counter()
+    with trio.move_on_after(3600) as scope:
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert virtual_clock.now == 3700
+
+class Sleeper(actors.Actor):
+    async def run(self, mailbox):
+        async for letter in mailbox:
+            time.sleep(50)
+            letter.reply(time.monotonic())
+
+async def test_threads_are_simulated(virtual_clock):
+    async with actors.open_system() as system:
+        sleeper = await system.spawn(Sleeper(), name="sleeper", host=actors.ThreadHost())
+        assert await sleeper.ask("now", timeout=60) == 50
+
+async def test_failures_are_failures(virtual_clock):
+    assert virtual_clock.now == 1
+
+async def test_a_deadlock_ends(virtual_clock):
+    await trio.Event().wait()
+
+async def test_without_it(autojump_clock):
+    await trio.sleep(1)
+
+def test_real_time_goes_on():
+    assert time.monotonic() != 0
+"""
+
+
+@pytest.mark.parametrize("mode", ["true", "false"])
+def test_a_virtual_clock(pytester: pytest.Pytester, mode: str) -> None:
+    pytester.makeini(f"[pytest]\ntrio_mode = {mode}\nfilterwarnings = error\n")
+    text = VIRTUAL
+    if mode == "false":
+        text = text.replace("async def test", "@pytest.mark.trio\nasync def test")
+    pytester.makepyfile(text)
+    result = run(pytester)
+    result.assert_outcomes(passed=4, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*AssertionError: assert 0.0 == 1",
+            "Deadlock: nothing can happen any more, and these tasks wait:",
+            "*test_a_deadlock_ends* waits at test_a_virtual_clock.py:*, in test_a_deadlock_ends",
+        ]
+    )
+
+
+def test_two_clocks_are_one_too_many(suite: pytest.Pytester) -> None:
+    suite.makepyfile("async def test_it(virtual_clock, autojump_clock):\n    pass\n")
+    result = run(suite)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ValueError: Expected at most one Clock*"])
+
+
+def test_the_plugin_is_declared() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    assert 'trio_subshells = "trio_subshells_pytest"' in project.read_text(encoding="utf-8")
+    assert "trio_subshells_pytest" in sys.modules or not IS_INSTALLED

@@ -1,0 +1,121 @@
+"""The pytest plugin: options and fixtures for `trio_subshells.testing`.
+
+It stands beside the package, not in it, for one reason: pytest imports it at the start of every
+test run in an environment that has this project installed, and must not import the package for
+that. Nothing of it is imported before a test module does so itself, an option is given, or a
+fixture is used. What then has to be done is in `trio_subshells.testing._plugin`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from trio_subshells.testing import VirtualClock
+
+_REPLAY_HELP = "run this schedule only, which the report of a failure has printed"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None, Any, Any]:
+    """Add our options last: a name that another plugin has taken is its own."""
+    result = yield
+    group = parser.getgroup("schedules", "schedules of concurrent tests (trio_subshells.testing)")
+    group.addoption(
+        "--schedules",
+        type=int,
+        metavar="N",
+        help="how many schedules each exploring test runs, whatever it says itself",
+    )
+    group.addoption(
+        "--schedule-seconds",
+        type=float,
+        metavar="S",
+        help="for how many seconds each exploring test runs schedules, whatever it says itself",
+    )
+    group.addoption(
+        "--schedule-seed",
+        type=int,
+        metavar="SEED",
+        help="what the exploring tests' random decisions start from",
+    )
+    options: dict[str, Any] = {"dest": "schedule_replay", "metavar": "SCHEDULE"}
+    try:
+        group.addoption("--replay", "--schedule-replay", help=_REPLAY_HELP, **options)
+    except (ValueError, argparse.ArgumentError):  # pytest-replay has one, for something else
+        group.addoption("--schedule-replay", help=_REPLAY_HELP, **options)
+    group.addoption(
+        "--schedule-dir",
+        default=".schedules",
+        metavar="DIR",
+        help="where pictures of failing schedules are written, from the root directory: "
+        "%(default)s",
+    )
+    return result
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse options that make no sense."""
+    given = ("schedules", "schedule_seconds", "schedule_seed", "schedule_replay")
+    if any(config.getoption(name, None) is not None for name in given):
+        from trio_subshells.testing import _plugin
+
+        _plugin.check(config)
+
+
+def _plugin_if_used() -> ModuleType | None:
+    """What does the work, if any test module has imported what it works for."""
+    if "trio_subshells.testing" not in sys.modules:
+        return None
+    from trio_subshells.testing import _plugin
+
+    return _plugin
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests with a virtual clock run in the simulator."""
+    for item in items:
+        if "virtual_clock" in getattr(item, "fixturenames", ()):
+            from trio_subshells.testing import _plugin
+
+            _plugin.simulate(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Tell explorations what was asked for, and which test they are in."""
+    plugin = _plugin_if_used()
+    if plugin is None:
+        return (yield)
+    with plugin.set_for(item):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report a failing schedule by its story, and by no line that isn't the user's."""
+    report = yield
+    if call.excinfo is not None and (plugin := _plugin_if_used()) is not None:
+        plugin.tell(item, call.excinfo.value, report)
+    return report
+
+
+@pytest.fixture
+def virtual_clock() -> VirtualClock:
+    """Makes an async test run in the simulator, with virtual time: its clock.
+
+    One schedule is run, the default one, in which sleeping takes no time. ``virtual_clock.now`` is
+    the time since the start, in virtual seconds.
+    """
+    from trio_subshells.testing import VirtualClock
+
+    return VirtualClock()
