@@ -13,6 +13,7 @@ import trio
 
 from trio_subshells import actors
 from trio_subshells.testing._record import (
+    Place,
     Recorder,
     Row,
     Said,
@@ -327,6 +328,14 @@ def test_values_are_found_where_they_are_kept() -> None:
     result.unwrap()
     assigned = [row.assigned for row in rows(recorder, "main") if row.assigned]
     assert assigned == ["slotted.total = 2", "table['key'] = 3", "flag = True", "later = 7"]
+
+
+def test_a_line_is_shown_without_its_comment(tmp_path: Path) -> None:
+    lines = ["x = '#'  # one", "    f(  # two", "await g()  # three", "y = 1"]
+    file = tmp_path / "source.py"
+    file.write_text("\n".join(lines))
+    codes = [Place(str(file), number, "f").code for number in (1, 2, 3, 4, 5)]
+    assert codes == ["x = '#'", "f(", "await g()", "y = 1", ""]
 
 
 class Broken:

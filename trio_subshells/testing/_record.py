@@ -13,11 +13,13 @@ recorder is entered. Neither changes what happens next, so the run is the one th
 from __future__ import annotations
 
 import ast
+import io
 import linecache
 import os
 import site
 import sys
 import sysconfig
+import tokenize
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -68,8 +70,8 @@ class Place:
 
     @property
     def code(self) -> str:
-        """The line's text, without indentation; empty where the source isn't there."""
-        return linecache.getline(self.file, self.line).strip()
+        """The line, without indentation and comment; empty where the source isn't there."""
+        return _without_comment(linecache.getline(self.file, self.line).strip())
 
     @property
     def short(self) -> str:
@@ -756,6 +758,19 @@ def _place_of(frame: FrameType) -> Place:
 
 def _function(code: CodeType) -> str:
     return code.co_qualname.rpartition("<locals>.")[2]
+
+
+@cache
+def _without_comment(code: str) -> str:
+    if "#" not in code:
+        return code
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(code).readline):
+            if token.type == tokenize.COMMENT:
+                return code[: token.start[1]].rstrip()
+    except (SyntaxError, tokenize.TokenError):
+        return code  # a part of something longer
+    return code
 
 
 def _same_line(one: Place | None, other: Place | None) -> bool:
