@@ -28,6 +28,7 @@ from ._story import (
     passing_words,
     seconds,
     switch_words,
+    waiting_words,
 )
 
 # All in pixels. Widths of text are those of a monospaced font, and a good guess for others.
@@ -483,9 +484,7 @@ class _Picture:
         y += 14
         most = int((self._width - 2 * _MARGIN) / _MONO)
         if self._scene.waiting:
-            self._text(
-                _MARGIN, y, "error", "At the end, these wait, and nothing will ever wake them:"
-            )
+            self._text(_MARGIN, y, "error", waiting_words(self._scene))
             for turn, place in self._scene.waiting[:8]:
                 y += 17
                 where = f"{place.short}  {place.code}" if place is not None else ""

@@ -217,6 +217,7 @@ class Recorder(_simulation.Recorder):
         self.raised: list[tuple[BaseException, int]] = []
         self._simulation: Simulation | None = None
         self._step = Step(-1, 0.0, "", "main", inside=True)
+        self._task: trio.lowlevel.Task | None = None
         self._names: dict[trio.lowlevel.Task, str] = {}
         self._pending: list[tuple[Woke | Spawned, trio.lowlevel.Task]] = []
         self._wakers: dict[trio.lowlevel.Task, Row] = {}
@@ -254,6 +255,7 @@ class Recorder(_simulation.Recorder):
             happening=turn.happen is not None,
             place=await_place(turn.task) if turn.task is not None else None,
         )
+        self._task = turn.task
         self.threads[turn.name] = thread
         self.steps.append(step)
 
@@ -282,12 +284,9 @@ class Recorder(_simulation.Recorder):
         self.steps.append(self._step)
 
     def _close_step(self) -> None:
-        step = self._step
-        if step.turn and not step.ended:
-            for task, name in self._names.items():
-                if name == step.turn:
-                    step.waits = await_place(task)
-                    break
+        if self._task is not None and not self._step.ended:
+            self._step.waits = await_place(self._task)
+        self._task = None
 
     # ----------------------------------------------------------------- entering, leaving
 

@@ -26,7 +26,9 @@ from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Wok
 _RISING: Final = 1_000.0
 _NEAR: Final = 50.0
 _NAMED: Final = 30.0
-_REPEATED: Final = 0.6
+_SAME: Final = 0.15
+_ALIKE: Final = 0.6
+_LEAST: Final = 8.0
 _MOST_CANDIDATES: Final = 400
 _TRIVIAL: Final = (
     "def ",
@@ -257,18 +259,10 @@ def _waiting(recorder: Recorder) -> Iterator[tuple[str, Place | None]]:
 def _weigh(items: Sequence[Item], last: int) -> list[float]:
     important = [index for index, item in enumerate(items) if isinstance(item, Switch)]
     important += [i for i, item in enumerate(items) if isinstance(item, Line) and item.failure]
+    names = _names(items[index] for index in important)
     if not important and items:
         important = [len(items) - 1]
-    names = _names(items[index] for index in important)
     weights = [_weight(item, names) for item in items]
-    repeated: set[tuple[str, Place]] = set()
-    for index in range(len(items) - 1, -1, -1):
-        item = items[index]
-        if isinstance(item, Line) and item.row.place is not None:
-            line = (item.step.turn, item.row.place)
-            if line in repeated:  # the last time is the one that tells
-                weights[index] *= _REPEATED
-            repeated.add(line)
     position = 0
     important.sort()
     for index in range(len(items)):
@@ -278,6 +272,14 @@ def _weigh(items: Sequence[Item], last: int) -> list[float]:
             position += 1
         if important:
             weights[index] += _NEAR / (1 + abs(important[position] - index))
+    seen: set[object] = set()
+    for index in range(len(items) - 1, -1, -1):
+        same, alike = _contents(items[index])
+        if same in seen:  # the last time is the one that tells
+            weights[index] *= _SAME
+        elif alike in seen:
+            weights[index] *= _ALIKE
+        seen |= {same, alike}
     for index in important:
         weights[index] += _RISING
         item = items[index]
@@ -285,6 +287,23 @@ def _weigh(items: Sequence[Item], last: int) -> list[float]:
             for near in _around(items, index, item):
                 weights[near] += _RISING / 2
     return weights
+
+
+def _contents(item: Item) -> tuple[object, object]:
+    """What an item says, in two values: where both say the same, and where they do the same."""
+    if isinstance(item, Switch | Gap):
+        return item, item
+    kinds = tuple(type(effect) for effect in item.row.effects)
+    what = (item.step.turn, item.row.place, item.row.resumed, kinds)
+    texts: list[object] = [item.row.assigned]
+    for effect in item.row.effects:
+        if isinstance(effect, Sent | Taken):
+            texts.append(effect.message.text)
+            if effect.message.taken is None:
+                return item, item
+        elif isinstance(effect, Woke):
+            texts.append(effect.turn)
+    return (*what, *texts), what
 
 
 def _around(items: Sequence[Item], index: int, switch: Switch) -> Iterator[int]:
@@ -343,7 +362,7 @@ def _names(items: Iterable[Item]) -> frozenset[str]:
         row = item.about if isinstance(item, Switch) else getattr(item, "row", None)
         if row is not None and row.place is not None:
             found |= _names_in(row.place.code)
-    return frozenset(found - {"trio", "self"})
+    return frozenset(found - {"self", "trio", "lowlevel", "checkpoint"})
 
 
 @cache
@@ -366,6 +385,8 @@ def _choose(items: Sequence[Item], weights: Sequence[float], most: int) -> Itera
     order = sorted(range(len(items)), key=lambda index: -weights[index])[:_MOST_CANDIDATES]
     chosen: set[int] = set()
     for index in order:
+        if weights[index] < _LEAST and len(items) > most:
+            break
         chosen.add(index)
         if _length(chosen, len(items)) > most:
             chosen.remove(index)

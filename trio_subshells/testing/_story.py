@@ -16,6 +16,7 @@ from typing import Final
 
 import attrs
 
+from ._errors import Deadlock
 from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Woke, shorten
 from ._scenes import Gap, Item, Line, Passing, Scene, Switch, compose
 
@@ -106,10 +107,10 @@ def _who_waits(scene: Scene) -> Iterator[str]:
     if not scene.waiting:
         return
     yield ""
-    yield "At the end, these wait, and nothing will ever wake them:"
+    yield waiting_words(scene)
     for turn, place in scene.waiting[:_MOST_WAITING]:
-        where = "" if place is None else f"{place.short}:  {place.code}"
-        yield shorten(f"  {scene.label(turn)} waits at {where}", WIDTH)
+        where = "" if place is None else f" at {place.short}:  {place.code}"
+        yield shorten(f"  {scene.label(turn)} waits{where}", WIDTH)
     if len(scene.waiting) > _MOST_WAITING:
         yield f"  … and {len(scene.waiting) - _MOST_WAITING} more"
 
@@ -290,6 +291,13 @@ def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> 
             return f"wakes {scene.label(turn)}"
         case Said(text):
             return text
+
+
+def waiting_words(scene: Scene) -> str:
+    """What to say before the list of those who wait at the end."""
+    if isinstance(scene.failure, Deadlock):
+        return "At the end, these wait, and nothing will ever wake them:"
+    return "At the end, these are still there:"
 
 
 def switch_words(scene: Scene, switch: Switch) -> str:
