@@ -223,7 +223,7 @@ async def count() -> None:
 def test_actors_messages_are_seen() -> None:
     recorder, result, _ = record(count)
     result.unwrap()
-    counter = "main/system/counter"
+    counter = "system/counter"
     assert [(each.kind, each.text, each.sender, each.receiver) for each in recorder.messages] == [
         ("tell", "Add(amount=1)", "main", counter),
         ("ask", "Add(amount=2)", "main", counter),
@@ -234,7 +234,7 @@ def test_actors_messages_are_seen() -> None:
         assert message.taken is not None
         assert message.sent <= message.taken
     assert "tell Add(amount=1) from main" in told(recorder, counter)
-    assert "answer 3 from main/system/counter" in told(recorder, "main")
+    assert "answer 3 from system/counter" in told(recorder, "main")
 
 
 def test_who_wakes_whom_and_why() -> None:

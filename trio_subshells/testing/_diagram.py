@@ -618,10 +618,11 @@ def _lanes(scene: Scene) -> Iterator[_Lane]:
                     turns[partner] = None
                     pairs.append((step.turn, partner))
             case Switch(step=step, kept=kept):
-                turns[kept] = None
-                if step.turn:
+                if kept:
+                    turns[kept] = None
+                if step.turn and not step.inside:
                     turns[step.turn] = None
-                    pairs += [(kept, step.turn)] * 2
+                    pairs += [(kept or step.turn, step.turn)] * 2
     threads = dict.fromkeys(scene.threads.get(turn, "") for turn in turns)
     order = [turn for thread in threads for turn in turns if scene.threads.get(turn, "") == thread]
     for turn in _short_ways(order, pairs, scene.threads):

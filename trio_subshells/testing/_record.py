@@ -35,10 +35,10 @@ from ..actors._actor import ActorState, Ended
 from ..actors._mailbox import Letter
 from ..actors._promise import BlockingPromise, Promise
 from ..actors._queue import Queue
-from . import _simulation
+from . import _process, _simulation
 
 if TYPE_CHECKING:
-    from ._simulation import Simulation, Turn
+    from ._simulation import SimulatedThread, Simulation, Turn
 
 _MOST_LINES: Final = 60
 """Lines noted per step; what a loop does a thousand times needn't be told a thousand times."""
@@ -177,11 +177,13 @@ class Step:
         waits: where it waits afterwards; None if it has ended.
         ended: whether the task has ended.
         instead: the name of the turn that would have been next, if this decision made the
-            difference.
+            difference; empty if that was one of trio's own tasks.
         choices: how many things could have happened.
         inside: a step of the machinery, which no reader cares about.
         happening: not a task's step, but something that takes place: a delivery, the end of a join.
         place: where it had waited before.
+        stopped: how its thread was stopped in the midst of it, if it was: by code that blocks, or
+            by another thread that went on.
     """
 
     number: int
@@ -196,6 +198,7 @@ class Step:
     inside: bool = False
     happening: bool = False
     place: Place | None = None
+    stopped: str = ""
 
 
 class Recorder(_simulation.Recorder):
@@ -218,7 +221,10 @@ class Recorder(_simulation.Recorder):
         self._simulation: Simulation | None = None
         self._step = Step(-1, 0.0, "", "main", inside=True)
         self._task: trio.lowlevel.Task | None = None
+        self._thread: SimulatedThread | None = None
+        self._last: dict[SimulatedThread, Turn] = {}
         self._names: dict[trio.lowlevel.Task, str] = {}
+        self._inside: set[str] = set()
         self._pending: list[tuple[Woke | Spawned, trio.lowlevel.Task]] = []
         self._wakers: dict[trio.lowlevel.Task, Row] = {}
         self._asks: dict[int, Message] = {}
@@ -238,24 +244,34 @@ class Recorder(_simulation.Recorder):
         """A decision has been made."""
         self._simulation = simulation
         self._deciding = False
+        former = self._step
         self._close_step()
-        instead = _instead(simulation, turn)
+        chosen = turn
+        if turn.happen is not None and turn.thread is not None:
+            turn = self._last.get(turn.thread, turn)  # a step goes on that was stopped in its midst
+        instead = self._instead(simulation, turn)
         thread = turn.thread.name if turn.thread is not None else ""
         if simulation.failure is not None:
             self._step = Step(-1, simulation.clock.now, "", thread, inside=True)
+            return
+        if turn is not chosen and turn.name == former.turn and instead is None:
+            self._task, self._thread = turn.task, turn.thread
+            former.stopped = ""  # nobody came in between
             return
         self._step = step = Step(
             number=len(self.steps),
             time=simulation.clock.now,
             turn=turn.name,
             thread=thread,
-            instead=instead.name if instead is not None else None,
+            instead=_name(instead),
             choices=len(simulation.turns) + 1,
-            inside=turn.name.endswith(">"),
+            inside=_is_inside(turn),
             happening=turn.happen is not None,
-            place=await_place(turn.task) if turn.task is not None else None,
         )
-        self._task = turn.task
+        if turn.thread is not None and turn.task is not None:
+            self._last[turn.thread] = turn
+            step.place = await_place(turn.task) if turn is chosen else former.waits
+        self._task, self._thread = turn.task, turn.thread
         self.threads[turn.name] = thread
         self.steps.append(step)
 
@@ -263,6 +279,8 @@ class Recorder(_simulation.Recorder):
         """A task has been seen for the first time."""
         assert turn.task is not None
         self._names[turn.task] = turn.name
+        if _is_inside(turn):
+            self._inside.add(turn.name)
         self.threads[turn.name] = turn.thread.name if turn.thread is not None else ""
 
     def time(self, simulation: Simulation) -> None:
@@ -270,7 +288,7 @@ class Recorder(_simulation.Recorder):
         self._simulation = simulation
         self._deciding = False
         self._close_step()
-        instead = _instead(simulation, None)
+        instead = self._instead(simulation, None)
         if simulation.failure is not None:
             return
         self._step = Step(
@@ -279,14 +297,30 @@ class Recorder(_simulation.Recorder):
             turn="",
             thread="",
             rows=[Row(None)],
-            instead=instead.name if instead is not None else None,
+            instead=_name(instead),
         )
         self.steps.append(self._step)
 
     def _close_step(self) -> None:
         if self._task is not None and not self._step.ended:
-            self._step.waits = await_place(self._task)
+            if self._thread is not None and self._thread.blocked is not None:
+                self._step.waits = calling_place(sys._getframe())
+                self._step.stopped = "is held up" if self._thread.paused else "blocks its thread"
+            else:
+                self._step.waits = await_place(self._task)
         self._task = None
+
+    def _instead(self, simulation: Simulation, chosen: Turn | None) -> Turn | None:
+        """What would have been next; rather a task of the user's than one of trio's."""
+        instead, simulation.instead = simulation.instead, None
+        if instead is None:
+            return None
+        if _is_inside(instead):
+            others = [each for each in simulation.turns if each is not chosen]
+            instead = next((each for each in others if not _is_inside(each)), instead)
+        if instead.happen is not None and instead.thread is not None:
+            return self._last.get(instead.thread, instead)
+        return instead
 
     # ----------------------------------------------------------------- entering, leaving
 
@@ -325,13 +359,19 @@ class Recorder(_simulation.Recorder):
         self._names.clear()
         self._pending.clear()
         self._wakers.clear()
+        self._last.clear()
         self._asks.clear()
         self._waiting.clear()
 
     def _replace(self, owner: type, name: str, wrap: Callable[[Any], Any]) -> None:
         function = vars(owner)[name]
         self._undo.append((owner, name, function))
-        setattr(owner, name, wrap(function))
+        real = getattr(function, "__wrapped__", None)
+        if real is not None and function.__code__.co_filename == _process.__file__:
+            # Other threads may go on before it: what is noted then has not yet happened.
+            setattr(owner, name, _process._pausing(wrap(real)))
+        else:
+            setattr(owner, name, wrap(function))
 
     def _name_all(self) -> None:
         for effect, task in self._pending:
@@ -342,7 +382,7 @@ class Recorder(_simulation.Recorder):
                     effect
                     for effect in row.effects
                     if not isinstance(effect, Woke | Spawned)
-                    or (effect.turn and not effect.turn.endswith(">"))
+                    or (effect.turn and effect.turn not in self._inside)
                 ]
 
     @property
@@ -659,13 +699,14 @@ class _Fresh(list[trio.lowlevel.Task]):
         super().append(task)
 
 
-def _instead(simulation: Simulation, chosen: Turn | None) -> Turn | None:
-    """What would have been next; rather a task of the user's than one of trio's."""
-    instead, simulation.instead = simulation.instead, None
-    if instead is None or not instead.name.endswith(">"):
-        return instead
-    others = [each for each in simulation.turns if each is not chosen]
-    return next((each for each in others if not each.name.endswith(">")), instead)
+def _name(turn: Turn | None) -> str | None:
+    """What to say of it; nothing of trio's own tasks."""
+    return None if turn is None else "" if _is_inside(turn) else turn.name
+
+
+def _is_inside(turn: Turn) -> bool:
+    """Whether it is one of trio's own tasks."""
+    return turn.thread is not None and turn.name.startswith(f"{turn.thread.name}<")
 
 
 def _is_decision(frame: FrameType | None) -> bool:

@@ -50,7 +50,7 @@ class Line:
     Attributes:
         step: in which step.
         row: the line, and what it led to.
-        end: ``waits``, ``ends`` if it is the last one of its step, else empty.
+        end: ``waits``, ``ends`` and the like if it is the last one of its step, else empty.
         failure: the failure came up here.
     """
 
@@ -66,7 +66,7 @@ class Switch:
 
     Attributes:
         step: what was next.
-        kept: the name of the turn that had to wait.
+        kept: the name of the turn that had to wait; empty if it was one of trio's own tasks.
         about: the line with which that went on later; None if it never did.
         came: where it had waited until then; None if it had not begun.
     """
@@ -197,7 +197,8 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
     came: dict[str, Place | None] = {}
     seen: dict[str, set[Place]] = {}
     for step in steps:
-        if step.instead is not None and not step.instead.endswith(">") and not step.inside:
+        if _is_told(step):
+            assert step.instead is not None
             about = _next_row(steps, step.number + 1, step.instead)
             yield Switch(step, step.instead, about, came.get(step.instead))
         if not step.turn:
@@ -212,6 +213,7 @@ def _lines(step: Step, error: BaseException, last: int, seen: set[Place]) -> Ite
     rows = [row for row in rows if row is rows[-1] or not _is_trivial(row, seen)]
     seen.update(row.place for row in rows if row.place is not None)
     end = "ends" if step.ended else "waits" if step.waits is not None else ""
+    end = step.stopped or end
     if not rows and step.ended and not step.happening:
         rows = [Row(step.place, resumed=True)]
     for row in rows:
@@ -219,6 +221,11 @@ def _lines(step: Step, error: BaseException, last: int, seen: set[Place]) -> Ite
         yield Line(step, row, end if row is rows[-1] else "", failing)
         if failing and step.number == last:
             return
+
+
+def _is_told(step: Step) -> bool:
+    """Whether it was a decision that made a difference which a reader can understand."""
+    return step.instead is not None and not step.turn.endswith("<init>")
 
 
 def _is_trivial(row: Row, seen: set[Place] | frozenset[Place] = frozenset()) -> bool:

@@ -304,12 +304,19 @@ def switch_words(scene: Scene, switch: Switch) -> str:
     """A decision that made the difference, in words."""
     kept = scene.label(switch.kept)
     step = switch.step
+    before = f" before {kept} goes on" if kept else ""
+    instead = f" instead of {kept}" if kept else ""
     if not step.turn:
-        went_on = f"here time passes before {kept} goes on"
+        went_on = f"here time passes{before}"
+    elif step.inside:
+        thread = step.thread.removeprefix("trio ")
+        went_on = f"here thread {thread} does what other threads have asked of it{before}"
     elif step.happening:
-        went_on = f"here this takes place before {kept} goes on: {step.turn};"
+        went_on = f"here this takes place{before}: {step.turn};"
     else:
-        went_on = f"here {scene.label(step.turn)} goes on instead of {kept}"
+        went_on = f"here {scene.label(step.turn)} goes on{instead}"
+    if not kept:
+        return f"{went_on}, sooner than usual"
     if switch.came is None:
         return f"{went_on}, which was about to begin"
     place = switch.about.place if switch.about is not None else None
