@@ -19,7 +19,6 @@ from trio_subshells.wire import Message, WireSession
 
 from .test_kernels import WordsKernel
 
-
 PATIENCE = 60
 """Virtual seconds after which what runs is interrupted: nothing here takes so long by itself."""
 
