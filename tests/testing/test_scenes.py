@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import trio
 
@@ -67,6 +69,36 @@ def test_who_waits_is_told_of_a_deadlock() -> None:
     assert scene.waiting[1][1] is not None
     assert scene.waiting[1][1].code == "async with one, other:"
     assert scene_of(lost_update).waiting == ()
+
+
+async def churning() -> None:
+    """A lost update in the midst of so many steps that a schedule can't be shrunk to few."""
+    number = 0
+    order: list[int] = []
+
+    async def add(which: int) -> None:
+        nonlocal number
+        for _ in range(15):
+            order.append(which)
+            await trio.lowlevel.checkpoint()
+        read = number
+        await trio.lowlevel.checkpoint()
+        number = read + 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(add, 1)
+        nursery.start_soon(add, 2)
+    alternating = sum(one != other for one, other in itertools.pairwise(order)) >= 12
+    assert not alternating or number == 2
+
+
+def test_of_many_switches_none_crowds_out_what_happened() -> None:
+    scene = scene_of(churning)
+    assert scene.switches > 8
+    lines = [item for item in scene.items if isinstance(item, Line)]
+    assert [line.row.assigned for line in lines].count("read = 0") == 2
+    assert [line.row.assigned for line in lines].count("number = 1") == 2
+    assert lines[-1].failure
 
 
 def test_time_that_passes_early_is_a_switch() -> None:

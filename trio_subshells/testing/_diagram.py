@@ -233,7 +233,8 @@ class _Picture:
                 lanes = [lane for lane in self._order if lane.thread == thread]
                 left, right = lanes[0].x - lanes[0].half, lanes[-1].x + lanes[-1].half
                 name = f"thread {thread.removeprefix('trio ')}" if thread else "outside"
-                self._text((left + right) / 2, y, "muted", name, middle=True)
+                most = max(8, int((right - left) / _SANS))
+                self._text((left + right) / 2, y, "muted", shorten(name, most), middle=True)
                 self._out.append(
                     f'<path class="thread" d="M{left:.1f} {y + 10:.1f}v-4H{right:.1f}v4"/>'
                 )

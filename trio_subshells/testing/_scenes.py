@@ -26,6 +26,8 @@ from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Wok
 _RISING: Final = 1_000.0
 _NEAR: Final = 50.0
 _NAMED: Final = 30.0
+_HOME: Final = 20.0
+_MOST_SWITCHES: Final = 8
 _SAME: Final = 0.15
 _ALIKE: Final = 0.6
 _LEAST: Final = 8.0
@@ -264,12 +266,15 @@ def _waiting(recorder: Recorder) -> Iterator[tuple[str, Place | None]]:
 
 
 def _weigh(items: Sequence[Item], last: int) -> list[float]:
-    important = [index for index, item in enumerate(items) if isinstance(item, Switch)]
-    important += [i for i, item in enumerate(items) if isinstance(item, Line) and item.failure]
+    switches = [index for index, item in enumerate(items) if isinstance(item, Switch)]
+    important = [i for i, item in enumerate(items) if isinstance(item, Line) and item.failure]
+    if len(switches) <= _MOST_SWITCHES:  # of more, hardly any can be the one that matters
+        important += switches
     names = _names(items[index] for index in important)
     if not important and items:
         important = [len(items) - 1]
-    weights = [_weight(item, names) for item in items]
+    home = _home(items)
+    weights = [_weight(item, names, home) for item in items]
     position = 0
     important.sort()
     for index in range(len(items)):
@@ -289,10 +294,14 @@ def _weigh(items: Sequence[Item], last: int) -> list[float]:
         seen |= {same, alike}
     for index in important:
         weights[index] += _RISING
+    for index in switches:
         item = items[index]
-        if isinstance(item, Switch):
+        assert isinstance(item, Switch)
+        if index in important:
             for near in _around(items, index, item):
                 weights[near] += _RISING / 2
+        elif _is_at(item.about, home):
+            weights[index] += _NAMED + _HOME
     return weights
 
 
@@ -332,7 +341,19 @@ def _around(items: Sequence[Item], index: int, switch: Switch) -> Iterator[int]:
             break
 
 
-def _weight(item: Item, names: frozenset[str]) -> float:
+def _home(items: Sequence[Item]) -> str:
+    """The file in which it has failed: most likely the test's, and what its reader knows best."""
+    for item in items:
+        if isinstance(item, Line) and item.failure and item.row.place is not None:
+            return item.row.place.file
+    return ""
+
+
+def _is_at(row: Row | None, file: str) -> bool:
+    return row is not None and row.place is not None and row.place.file == file
+
+
+def _weight(item: Item, names: frozenset[str], home: str) -> float:
     if isinstance(item, Passing):
         return 50.0 if item.row.effects else 10.0
     if not isinstance(item, Line):
@@ -342,6 +363,8 @@ def _weight(item: Item, names: frozenset[str]) -> float:
     code = row.place.code if row.place is not None else ""
     if _is_trivial(row):
         weight = 1.0
+    elif _is_at(row, home):
+        weight = _HOME
     for effect in row.effects:
         if isinstance(effect, Sent):
             weight = max(weight, 60.0 if effect.message.taken is not None else 90.0)
@@ -359,6 +382,8 @@ def _weight(item: Item, names: frozenset[str]) -> float:
         weight = max(weight, 15.0)
     if names and not names.isdisjoint(_names_in(code)):
         weight += _NAMED
+    if _is_at(row, home) and weight > _HOME:
+        weight += _HOME
     return weight
 
 

@@ -29,6 +29,7 @@ _ITEMS: Final = 24
 _MOST_WAITING: Final = 6
 _MOST_MESSAGE: Final = 4
 _MOST_CODE: Final = 50
+_MOST_TASK: Final = 24
 
 
 @attrs.frozen
@@ -132,7 +133,9 @@ class _Table:
         files = {line.row.place.file for line in lines if line.row.place is not None}
         self._file = os.path.basename(files.pop()) if len(files) == 1 else None  # noqa: PTH119
         self._time = max([4, *(len(seconds(item.step.time)) for item in _timed(items))])
-        self._task = min(24, max([4, *(len(scene.label(line.step.turn)) for line in lines)]))
+        self._task = min(
+            _MOST_TASK, max([4, *(len(scene.label(line.step.turn)) for line in lines)])
+        )
         self._where = max(
             [len(self._where_title()), *(len(self._place(line.row.place)) for line in lines)]
         )
@@ -144,9 +147,9 @@ class _Table:
 
     def lines(self) -> Iterator[str]:
         """All of it."""
-        end = ";" if self._scene.switches else ":"
-        yield f"{_EXPLANATION}{end}"
-        if self._scene.switches:
+        marked = any(isinstance(item, Switch) for item in self._scene.items)
+        yield f"{_EXPLANATION}{';' if marked else ':'}"
+        if marked:
             yield f"{ARROW} is where another one went on than usual, which makes the difference:"
         yield self._cells("time", "task", "line of code", "what it leads to", self._where_title())
         for item in self._scene.items:
@@ -339,7 +342,7 @@ def passing_words(scene: Scene, step: Step, row: Row) -> str:
 
 def gap_words(scene: Scene, gap: Gap) -> str:
     """What was left out, in words."""
-    who = ", ".join(scene.label(turn) for turn in gap.turns[:4])
+    who = ", ".join(shorten(scene.label(turn), _MOST_TASK) for turn in gap.turns[:4])
     more = ", …" if len(gap.turns) > 4 else ""
     lines = _counted(gap.lines, "line", "lines")
     return f"{lines} as usual" + (f" ({who}{more})" if who else "")
