@@ -172,7 +172,7 @@ class Simulation:
         self.clock = VirtualClock()
         self.turns: list[Turn] = []
         self.decisions = 0
-        self.deviations: list[Deviation] = []
+        self._deviated: list[tuple[int, str]] = []
         self.trace: list[int] = []
         self.threads: list[SimulatedThread] = []
         self.failure: BaseException | None = None
@@ -330,6 +330,11 @@ class Simulation:
 
     # ------------------------------------------------------------------------- what is next
 
+    @property
+    def deviations(self) -> list[Deviation]:
+        """The schedule: the decisions that weren't the default."""
+        return [Deviation(decision, choice) for decision, choice in self._deviated]
+
     def _decide(self, preferred: Turn | None = None) -> Turn | None:
         """The next thing to happen; None if all is over.
 
@@ -389,11 +394,11 @@ class Simulation:
             index = self._chooser.choose(self, default)
         if index != default:
             if index == TIME:
-                self.deviations.append(Deviation(decision, TIME_PASSES))
+                self._deviated.append((decision, TIME_PASSES))
                 self.instead = turns[default]
                 self._pass_time()
             else:
-                self.deviations.append(Deviation(decision, turns[index].name))
+                self._deviated.append((decision, turns[index].name))
                 self.instead = turns[default]
         return index
 
