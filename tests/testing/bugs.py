@@ -23,6 +23,34 @@ async def lost_update() -> None:
     assert number == 2, f"two additions made {number}"
 
 
+async def hidden_lost_update() -> None:
+    """The same in the middle of much else."""
+    number = 0
+
+    async def add() -> None:
+        nonlocal number
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        read = number
+        await trio.lowlevel.checkpoint()
+        number = read + 1
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+
+    async def chatter() -> None:
+        send, receive = trio.open_memory_channel[int](1)
+        for message in range(15):
+            await send.send(message)
+            await receive.receive()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(chatter)
+        nursery.start_soon(add)
+        nursery.start_soon(add)
+    assert number == 2, f"two additions made {number}"
+
+
 async def lost_wakeup() -> None:
     """A waiter looks, and waits for an event that was replaced in between: a deadlock."""
     ready = False

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
+import outcome
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_subshells.testing import Deviation, Schedule
+from trio_subshells.testing._schedules import Order, OrderFollower, OrderRecorder, Replayer
 from trio_subshells.testing._shrink import shrink
+from trio_subshells.testing._simulation import Simulation
+
+from .bugs import lost_update
 
 
 def made_of(numbers: list[int]) -> Schedule:
@@ -70,6 +76,48 @@ def test_it_is_bounded() -> None:
     assert attempts == 10
     assert shrink(schedule, attempt, seconds=0) == schedule
     assert attempts == 10
+
+
+def switches(blocks: tuple[tuple[str, int], ...]) -> Schedule:
+    return Schedule(tuple(Deviation(number, name) for number, (name, _) in enumerate(blocks)))
+
+
+def test_blocks_of_a_task_are_merged_where_no_deviation_can_go() -> None:
+    """It fails as long as a's last step comes before b's last, whatever else is between."""
+
+    def steps(order: Order) -> str:
+        return "".join(name * count for name, count in order.blocks)
+
+    alternating = Order(tuple((name, 1) for name in "abcabcabc"), time=False)
+    current = alternating
+
+    def attempt(schedule: Schedule | Order) -> Schedule | None:
+        nonlocal current
+        if isinstance(schedule, Schedule):
+            return None  # no deviation can be spared
+        merged = [(name, len(list(group))) for name, group in itertools.groupby(steps(schedule))]
+        order = Order(tuple(merged), time=False)
+        made = steps(order)
+        if sorted(made) != sorted("aaabbbccc") or made.rindex("a") > made.rindex("b"):
+            return None
+        current = order
+        return switches(order.blocks)
+
+    shrunk = shrink(switches(alternating.blocks), attempt, lambda _: current, seconds=60)
+    assert len(shrunk) == 3
+    assert steps(current).index("bbb") > steps(current).index("aaa")
+
+
+def test_an_order_is_followed_as_far_as_possible() -> None:
+    recorder = OrderRecorder()
+    Simulation(Replayer(Schedule.parse("1:1=main/add#2")), recorder=recorder).run(lost_update)
+    order = Order(tuple(recorder.blocks), time=False)
+    follower = OrderFollower(order)
+    simulation = Simulation(follower, recorder=follower)
+    assert isinstance(simulation.run(lost_update), outcome.Error)
+    assert simulation.deviations == [Deviation(1, "main/add#2")]
+    follower = OrderFollower(Order((("nobody", 3), *order.blocks, ("main", 5)), time=False))
+    assert isinstance(Simulation(follower, recorder=follower).run(lost_update), outcome.Error)
 
 
 def test_what_fails_with_as_many_deviations_is_no_progress() -> None:

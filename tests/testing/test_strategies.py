@@ -85,6 +85,13 @@ def test_time_never_passes_early_where_it_has_no_weight() -> None:
     explore(bugs.early_timeout, strategy=Random(time=0), schedules=200)
 
 
+def test_a_long_random_schedule_is_shrunk_to_what_matters() -> None:
+    with pytest.raises(ScheduleFailed) as raised:
+        explore(bugs.hidden_lost_update, strategy=Random(0))
+    assert len(raised.value.found) > 150
+    assert len(raised.value.schedule) <= 5
+
+
 def test_pct_finds_starvation_and_random_does_not() -> None:
     explore(bugs.starvation, strategy=Random(), schedules=300)
     explore(bugs.starvation, strategy=PCT(1), schedules=300)

@@ -27,7 +27,7 @@ from ._divergence import explain_divergence
 from ._errors import UncontrolledNondeterminism
 from ._report import Report, make_report
 from ._runs import Run, Runs
-from ._schedules import Replayer, Schedule
+from ._schedules import Order, OrderFollower, OrderRecorder, Replayer, Schedule
 from ._shrink import shrink
 from ._simulation import Chooser
 from ._story import Finding
@@ -315,15 +315,25 @@ class _Explorer:
         """The shrunk schedule, and its run."""
         last = failed
 
-        def attempt(schedule: Schedule) -> Schedule | None:
+        def attempt(schedule: Schedule | Order) -> Schedule | None:
             nonlocal last
-            run = self._runs.run(Replayer(schedule))
+            chooser: Chooser
+            if isinstance(schedule, Schedule):
+                chooser = Replayer(schedule)
+            else:
+                chooser = OrderFollower(schedule)
+            run = self._runs.run(chooser)
             if not run.fails_like(failed):
                 return None
             last = run
             return Schedule.of(run.simulation, time=schedule.time)
 
-        shortest = shrink(found, attempt)
+        def order(schedule: Schedule) -> Order:
+            recorder = OrderRecorder()
+            self._runs.run(Replayer(schedule), recorder)
+            return Order(tuple(recorder.blocks), schedule.time)
+
+        shortest = shrink(found, attempt, order)
         if len(shortest) != len(last.simulation.deviations):
             attempt(shortest)
         return shortest, last

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 
 import attrs
 
-from ._simulation import TIME, TIME_PASSES, Deviation, Simulation
+from ._simulation import TIME, TIME_PASSES, Deviation, Recorder, Simulation, Turn
 
 _VERSION = "1"
 _LONG = 300
@@ -121,6 +121,77 @@ class Replayer:
                 return index
         self.skipped.append(wanted)
         return default
+
+
+@attrs.frozen
+class Order:
+    """One order of things, as who makes so many steps, and who then: easier to rearrange.
+
+    Attributes:
+        blocks: the names of turns, and how many steps each makes.
+        time: whether time was a candidate in each decision.
+    """
+
+    blocks: tuple[tuple[str, int], ...]
+    time: bool
+
+
+class OrderRecorder(Recorder):
+    """Notes the order of a run.
+
+    Attributes:
+        blocks: the names of turns, and how many steps each made.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[tuple[str, int]] = []
+
+    def turn(self, simulation: Simulation, turn: Turn) -> None:
+        """One step more."""
+        if simulation.failure is None:
+            self._add(turn.name)
+
+    def time(self, simulation: Simulation) -> None:
+        """A decision, unless nothing else could happen."""
+        if simulation.turns and simulation.failure is None:
+            self._add(TIME_PASSES)
+
+    def _add(self, name: str) -> None:
+        if self.blocks and self.blocks[-1][0] == name:
+            self.blocks[-1] = (name, self.blocks[-1][1] + 1)
+        else:
+            self.blocks.append((name, 1))
+
+
+class OrderFollower(Recorder):
+    """Makes the decisions that follow an order, as far as that is possible; then the default ones.
+
+    A block whose turn isn't there when it should begin, or go on, is skipped.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self._left: list[list[Any]] = [list(each) for each in reversed(order.blocks)]
+        self.wants_time = order.time
+        self.recorder = self
+
+    def choose(self, simulation: Simulation, default: int) -> int:
+        """Who is next in the order."""
+        while self._left:
+            name, count = self._left[-1]
+            if count:
+                if name == TIME_PASSES and simulation.may_pass_time:
+                    self._left[-1][1] -= 1
+                    return TIME
+                for index, turn in enumerate(simulation.turns):
+                    if turn.name == name:
+                        return index
+            self._left.pop()
+        return default
+
+    def turn(self, simulation: Simulation, turn: Turn) -> None:
+        """A step has been made, whether it was a decision or the only one."""
+        if self._left and self._left[-1][0] == turn.name and self._left[-1][1]:
+            self._left[-1][1] -= 1
 
 
 def _deviation(text: str) -> Deviation:
