@@ -8,8 +8,9 @@ import attrs
 import pytest
 import trio
 
+import trio_subshells as ts
 from trio_subshells import actors
-from trio_subshells.testing import Report, ScheduleFailed, explore
+from trio_subshells.testing import Report, ScheduleFailed, explore, simulated_kernel
 from trio_subshells.testing._record import Recorder
 from trio_subshells.testing._runs import Runs
 from trio_subshells.testing._scenes import Scene, compose
@@ -94,6 +95,34 @@ async def terminated() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client)
             nursery.start_soon(reaper)
+
+
+class CountingKernel(ts.Kernel):
+    implementation = "counting"
+    implementation_version = "1"
+    language_info = ts.LanguageInfo(name="numbers")
+    subshells = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    async def execute(self, cell: ts.Cell) -> None:
+        seen = self.total
+        await trio.lowlevel.checkpoint()
+        self.total = seen + int(cell.code)
+
+
+async def miscounted() -> None:
+    """A kernel whose shells share a number, which is not theirs to share."""
+    kernel = CountingKernel()
+    async with simulated_kernel(kernel) as under_test:
+        subshell = await under_test.create_subshell()
+        first = under_test.client.execute_soon("1", subshell=subshell)
+        second = under_test.client.execute_soon("2")
+        await first.done()
+        await second.done()
+        assert kernel.total == 3
 
 
 async def long_winded() -> None:

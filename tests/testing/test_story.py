@@ -54,6 +54,13 @@ def test_messages_are_told_by_both_sides() -> None:
     assert "is answered 'two' by cell" in text
 
 
+def test_a_whole_kernel_is_told_by_the_lines_of_its_test() -> None:
+    text = report_of(stories.miscounted).text
+    assert text.count("seen = 0") == 2
+    assert text.count("self.total = seen + int(cell.code)") >= 2
+    assert len(text.splitlines()) <= 42
+
+
 def test_a_deadlock_ends_with_who_waits() -> None:
     lines = report_of(bugs.abba).text.splitlines()
     assert lines[0] == "Deadlock: nothing can happen any more"

@@ -21,13 +21,14 @@ from typing import Final
 import attrs
 import trio
 
-from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Woke
+from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Woke, shorten
 
 _RISING: Final = 1_000.0
 _NEAR: Final = 50.0
 _NAMED: Final = 30.0
 _HOME: Final = 20.0
 _MOST_SWITCHES: Final = 8
+_MOST_LABEL: Final = 40
 _SAME: Final = 0.15
 _ALIKE: Final = 0.6
 _LEAST: Final = 8.0
@@ -134,7 +135,7 @@ class Scene:
 
     def label(self, turn: str) -> str:
         """What to call a task."""
-        return self.labels.get(turn, turn)
+        return shorten(self.labels.get(turn, turn), _MOST_LABEL)
 
 
 def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
@@ -197,11 +198,13 @@ def _failing_place(recorder: Recorder, error: BaseException) -> Place | None:
 def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator[Item]:
     steps = recorder.steps[: last + 1]
     came: dict[str, Place | None] = {}
+    place = _failing_place(recorder, error)
+    home = place.file if place is not None else ""
     seen: dict[str, set[Place]] = {}
     for step in steps:
         if _is_told(step):
             assert step.instead is not None
-            about = _next_row(steps, step.number + 1, step.instead)
+            about = _next_row(steps, step.number + 1, step.instead, home)
             yield Switch(step, step.instead, about, came.get(step.instead))
         if not step.turn:
             yield Passing(step, step.rows[0])
@@ -240,15 +243,14 @@ def _is_trivial(row: Row, seen: set[Place] | frozenset[Place] = frozenset()) -> 
     return code.startswith(_TRIVIAL)
 
 
-def _next_row(steps: Sequence[Step], start: int, turn: str) -> Row | None:
-    """The first line that a task runs from some step on."""
+def _next_row(steps: Sequence[Step], start: int, turn: str, home: str) -> Row | None:
+    """The first line that a task runs from some step on; rather one in the file that has failed."""
     for step in steps[start:]:
-        if step.turn == turn:
-            for row in step.rows:
-                if row.place is not None and not row.resumed and not _is_trivial(row):
-                    return row
-            if step.rows:
-                return step.rows[0]
+        if step.turn == turn and step.rows:
+            rows = [row for row in step.rows if row.place is not None and not row.resumed]
+            rows = [row for row in rows if not _is_trivial(row)]
+            at_home = (row for row in rows if _is_at(row, home))
+            return next(at_home, rows[0] if rows else step.rows[0])
     return None
 
 
