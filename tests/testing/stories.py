@@ -11,6 +11,7 @@ import trio
 import trio_subshells as ts
 from trio_subshells import actors
 from trio_subshells.testing import Report, ScheduleFailed, explore, simulated_kernel
+from trio_subshells.testing._explore import Settings, settings
 from trio_subshells.testing._record import Recorder
 from trio_subshells.testing._runs import Runs
 from trio_subshells.testing._scenes import Scene, compose
@@ -20,9 +21,13 @@ Body = Callable[[], Awaitable[object]]
 
 
 def failure_of(body: Body, *, schedules: int = 1_000) -> ScheduleFailed:
-    """Explore until it fails."""
-    with pytest.raises(ScheduleFailed) as raised:
-        explore(body, schedules=schedules)
+    """Explore until it fails, whatever pytest's options say, and without writing files."""
+    token = settings.set(Settings())
+    try:
+        with pytest.raises(ScheduleFailed) as raised:
+            explore(body, schedules=schedules)
+    finally:
+        settings.reset(token)
     assert getattr(raised.value, "__notes__", []) == []
     return raised.value
 

@@ -29,6 +29,13 @@ from trio_subshells.testing._schedules import Schedule
 from . import bugs
 
 
+@pytest.fixture(autouse=True)
+def _without_the_plugin() -> Iterator[None]:
+    """Explore as outside of pytest, whose plugin would say what to replay a failure with."""
+    with set_from_outside(Settings()):
+        yield
+
+
 @contextmanager
 def set_from_outside(outside: Settings) -> Iterator[None]:
     token = settings.set(outside)
