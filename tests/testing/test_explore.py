@@ -25,6 +25,7 @@ from trio_subshells.testing import (
 )
 from trio_subshells.testing._explore import Settings, settings
 from trio_subshells.testing._schedules import Schedule
+from trio_subshells.testing._simulation import Chooser
 
 from . import bugs
 
@@ -54,6 +55,21 @@ def test_the_figures() -> None:
     assert done.seed == 7
     assert not done.exhausted
     assert str(done).startswith("50 schedules (")
+
+
+def test_no_two_seeds_share_a_schedule() -> None:
+    seen: list[float] = []
+
+    class Spy(Random):
+        def chooser(self, rng: random.Random) -> Chooser:
+            seen.append(rng.random())
+            return super().chooser(rng)
+
+    async def program() -> None: ...
+
+    for seed in range(8):
+        explore(program, schedules=20, strategy=Spy(), seed=seed)
+    assert len(set(seen)) == 8 * 20
 
 
 def test_schedules_and_seconds_are_both_bounds() -> None:

@@ -94,7 +94,7 @@ def test_the_order_of_messages_from_two_threads_is_a_decision() -> None:
                 await system.spawn(sender, name=f"sender {amount}", host=actors.ThreadHost())
             await watched()
 
-    explore(body, schedules=300)
+    explore(body, schedules=1_000)
     assert len(orders) == 6
 
 

@@ -249,7 +249,8 @@ class _Explorer:
         while schedules is None or number < schedules:
             if seconds is not None and number and time.perf_counter() - start >= seconds:
                 break
-            chooser = strategy.chooser(random.Random(self._seed * 2**32 + number))
+            # As text, which is hashed: numbers that are near each other can give the same sequence.
+            chooser = strategy.chooser(random.Random(f"{self._seed} {number}"))
             if chooser is None:
                 exhausted = True
                 break
