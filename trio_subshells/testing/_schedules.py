@@ -87,6 +87,8 @@ class Schedule:
     def __str__(self) -> str:
         parts = [f"{each.decision}={quote(each.choice, safe=_SAFE)}" for each in self.deviations]
         text = f"{_VERSION}{'t' if self.time else ''}:{','.join(parts)}"
+        bare = text.rstrip(" ")  # a name may end in spaces, and whoever copies a line loses them
+        text = bare + "%20" * (len(text) - len(bare))
         return text if len(text) <= _LONG else _pack(text)
 
     def __len__(self) -> int:
