@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import trio
@@ -32,16 +34,26 @@ class Stepper:
         self.loop.enter()
         self.loop.step(task)
 
-    def run(self) -> object:
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """In the loop, whose first task can run."""
         place = save_place()
         try:
             self.loop.enter()
             self.loop.step(None)
-            while self.runnable:
-                self.step()
-            return self.loop.outcome.unwrap()
+            yield
         finally:
             restore_place(place)
+
+    def rest(self) -> None:
+        """Run all until nothing can."""
+        while self.runnable:
+            self.step()
+
+    def run(self) -> object:
+        with self.begun():
+            self.rest()
+            return self.loop.outcome.unwrap()
 
 
 def test_the_loop_is_a_generator_that_yields_before_it_looks_for_events() -> None:
@@ -82,23 +94,17 @@ def test_one_step_runs_one_task_up_to_its_next_checkpoint() -> None:
         return "done"
 
     stepper = Stepper(body)
-    place = save_place()
-    try:
-        stepper.loop.enter()
-        stepper.loop.step(None)
+    with stepper.begun():
         while not {"a0", "b0"} <= set(seen):
             before = len(seen)
             stepper.step()
             assert len(seen) - before <= 1
         assert len(stepper.runnable) >= 2
         stepper.step(len(stepper.runnable) - 1)  # out of turn
-        while stepper.runnable:
-            stepper.step()
+        stepper.rest()
         assert stepper.loop.finished
         assert stepper.loop.outcome.unwrap() == "done"
         assert sorted(seen) == ["a0", "a1", "b0", "b1"]
-    finally:
-        restore_place(place)
 
 
 @pytest.mark.parametrize("wakes", ["event", "channel", "cancellation", "token", "started"])
@@ -141,24 +147,17 @@ def test_deadlines_expire_when_the_clock_says_so() -> None:
         return trio.current_time()
 
     stepper = Stepper(body)
-    place = save_place()
-    try:
-        stepper.loop.enter()
-        stepper.loop.step(None)
-        while stepper.runnable:
-            stepper.step()
+    with stepper.begun():
+        stepper.rest()
         assert stepper.loop.next_deadline() == 3600
         stepper.loop.step(None)
         assert not stepper.runnable
         stepper.clock.now = 3600
         stepper.loop.step(None)
         assert len(stepper.runnable) == 1
-        while stepper.runnable:
-            stepper.step()
+        stepper.rest()
         assert stepper.loop.outcome.unwrap() == 3600
         assert stepper.loop.next_deadline() == math.inf
-    finally:
-        restore_place(place)
 
 
 def test_who_waits_until_all_tasks_are_blocked_is_told() -> None:
@@ -166,20 +165,13 @@ def test_who_waits_until_all_tasks_are_blocked_is_told() -> None:
         await trio.testing.wait_all_tasks_blocked()
 
     stepper = Stepper(body)
-    place = save_place()
-    try:
-        stepper.loop.enter()
-        stepper.loop.step(None)
-        while stepper.runnable:
-            stepper.step()
+    with stepper.begun():
+        stepper.rest()
         assert stepper.loop.waits_for_idle()
         stepper.loop.tell_idle()
         assert not stepper.loop.waits_for_idle()
-        while stepper.runnable:
-            stepper.step()
+        stepper.rest()
         assert stepper.loop.finished
-    finally:
-        restore_place(place)
 
 
 def test_two_loops_take_turns_in_one_thread() -> None:
@@ -262,14 +254,8 @@ def test_what_is_abandoned_is_closed() -> None:
             closed.append("body")
 
     stepper = Stepper(body)
-    place = save_place()
-    try:
-        stepper.loop.enter()
-        stepper.loop.step(None)
-        while stepper.runnable:
-            stepper.step()
+    with stepper.begun():
+        stepper.rest()
         stepper.loop.abandon()
-    finally:
-        restore_place(place)
     assert closed == ["body"]
     assert stepper.loop.finished
