@@ -22,6 +22,7 @@ import inspect
 import os
 import re
 import sys
+import time
 import traceback
 from bdb import BdbQuit
 from collections.abc import Coroutine
@@ -54,7 +55,7 @@ from ._session import InProxy, OutProxy, Session
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 
-ATTEMPTS_TO_PARSE: Final = 10
+ATTEMPTS_TO_PARSE: Final = 100
 """After which it is no coincidence."""
 
 _CELL_FILE = re.compile(r'File "<ipython-input-(\d+)-[0-9a-f]+>"')
@@ -119,6 +120,7 @@ class _Compiler(CachingCompiler):
             except SystemError as error:
                 if "recursion depth mismatch" not in str(error):
                     raise
+                time.sleep(0)  # let the other one come to its end
         return super().ast_parse(*args, **options)
 
 

@@ -12,6 +12,7 @@ only children of `multiprocessing` are found.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import logging
 import os
@@ -102,7 +103,9 @@ def leave_at_once(code: int, *, handlers: bool = True) -> NoReturn:
         code: its exit code.
         handlers: whether to run those of `atexit`, as nobody has begun to.
     """
-    threading.Thread(target=_exit_after, args=(EXIT_TIMEOUT, code), daemon=True).start()
+    with suppress(RuntimeError):  # Python is too far in its end for that, so it is in ours
+        # Not a threading.Thread: its start() waits for it to run, at Python's end for ever.
+        _thread.start_new_thread(_exit_after, (EXIT_TIMEOUT, code))
     try:
         if handlers:
             atexit._run_exitfuncs()
