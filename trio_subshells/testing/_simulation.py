@@ -377,7 +377,6 @@ class Simulation:
             turn.happen()
             if turn.thread is not None:
                 return turn  # its thread was blocked until then
-            continue
 
     def _choose(self, default: int) -> int:
         turns = self.turns
@@ -645,8 +644,3 @@ def _short(name: str) -> str:
     if name.startswith("<"):
         return name
     return name.rpartition(".")[2] or name
-
-
-def current_simulation() -> Any:
-    """The simulation that runs, or None."""
-    return Simulation.current
