@@ -47,6 +47,7 @@ class Settings:
         schedules: how many to run; None: as the exploration says, if `seconds` is None too.
         seconds: for how long to run; None: as the exploration says, if `schedules` is None too.
         seed: None: as the exploration says.
+        strategy: None: as the exploration says.
         replay: run this schedule only.
         directory: where files of reports go.
         command: what replays a test, without the schedule: ``pytest path::test --replay``.
@@ -56,6 +57,7 @@ class Settings:
     schedules: int | None = None
     seconds: float | None = None
     seed: int | None = None
+    strategy: Strategy | None = None
     replay: Schedule | None = None
     directory: Path | None = None
     command: str | None = None
@@ -102,6 +104,7 @@ class ScheduleFailed(Exception):
         schedule: the shrunk schedule, which fails in the same way.
         found: the schedule as it was found.
         number: how many schedules were run until then, this one included.
+        seconds: how long that took, in seconds of processor time.
         seed: what the exploration started from.
         strategy: the name of the one that found it.
         replay: one line that replays it.
@@ -115,6 +118,7 @@ class ScheduleFailed(Exception):
         schedule: Schedule,
         found: Schedule,
         number: int,
+        seconds: float,
         seed: int,
         strategy: str,
         replay: str,
@@ -124,6 +128,7 @@ class ScheduleFailed(Exception):
         self.schedule = schedule
         self.found = found
         self.number = number
+        self.seconds = seconds
         self.seed = seed
         self.strategy = strategy
         self.replay = replay
@@ -201,6 +206,8 @@ def explore(
         schedules, seconds = outside.schedules, outside.seconds
     if outside.seed is not None:
         seed = outside.seed
+    if outside.strategy is not None:
+        strategy = outside.strategy
     if outside.replay is not None:
         strategy = Replay(outside.replay)
     if schedules is None:
@@ -241,7 +248,7 @@ class _Explorer:
         __tracebackhide__ = True
         strategy = self._strategy
         strategy.start()
-        start = time.perf_counter()
+        start, start_of_work = time.perf_counter(), time.process_time()
         number = steps = 0
         traces: set[int] = set()
         names: dict[str, int] = {}
@@ -257,7 +264,7 @@ class _Explorer:
             run = self._runs.run(chooser)
             number += 1
             if run.failure is not None:
-                self._fail(run, number, chooser)
+                self._fail(run, number, time.process_time() - start_of_work, chooser)
             strategy.learn(run.simulation)
             traces.add(hash(tuple(run.simulation.trace)))
             steps += len(run.simulation.trace)
@@ -272,7 +279,7 @@ class _Explorer:
             strategies=names,
         )
 
-    def _fail(self, run: Run, number: int, chooser: Chooser) -> None:
+    def _fail(self, run: Run, number: int, seconds: float, chooser: Chooser) -> None:
         __tracebackhide__ = True
         found = Schedule.of(run.simulation, time=chooser.wants_time)
         again = self._runs.run(Replayer(found))
@@ -289,6 +296,7 @@ class _Explorer:
             schedule=shortest,
             found=found,
             number=number,
+            seconds=seconds,
             seed=self._seed,
             strategy=self._strategy.name,
             replay=self._replay(shortest),

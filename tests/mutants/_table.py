@@ -1,0 +1,122 @@
+"""The table of docs/testing.md: in how many schedules, and how fast, each mutant is caught.
+
+What was measured is kept in ``measured.json`` beside this file; the table is made of it, and of the
+corpus. It is about the machine that it was measured on, a quiet one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from . import _corpus, _run
+from ._corpus import HERE, ROOT, SAFEGUARD, Mutant
+
+PAGE = ROOT / "docs" / "testing.md"
+MEASURED = HERE / "measured.json"
+BEGIN = "<!-- The mutants; made by: python tests/mutants table -->"
+END = "<!-- The end of the mutants -->"
+SCHEDULES, SECONDS = 2_000, 10
+
+Row = dict[str, list[Any]]
+"""For each strategy: schedules, seconds, deviations; or nothing: not caught."""
+
+
+def write(names: Sequence[str]) -> None:
+    """Measure mutants, and write the table.
+
+    Args:
+        names: which to measure; none: all. ``-``: none, only write.
+    """
+    mutants = _corpus.load()
+    measured: dict[str, Row] = json.loads(MEASURED.read_text("utf-8")) if MEASURED.exists() else {}
+    wanted = [] if list(names) == ["-"] else [_corpus.find(name) for name in names] or mutants
+    for number, mutant in enumerate(wanted):
+        measured[mutant.name] = _measure(mutant)
+        print(f"{number + 1}/{len(wanted)} {mutant.name} {measured[mutant.name]}", flush=True)
+        _save(mutants, measured)
+    _save(mutants, measured)
+
+
+def _save(mutants: list[Mutant], measured: dict[str, Row]) -> None:
+    rows = {each.name: measured[each.name] for each in mutants if each.name in measured}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    MEASURED.write_text(f"{{\n{lines}\n}}\n", "utf-8")
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        sys.exit(f"{PAGE} lacks the lines {BEGIN!r} and {END!r}")
+    table = "\n".join(_table([each for each in mutants if each.name in rows], rows))
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", "utf-8")
+
+
+def _measure(mutant: Mutant) -> Row:
+    row: Row = {}
+    for strategy in _run.STRATEGIES:
+        result = _run.run(mutant, strategy=strategy, schedules=SCHEDULES, seconds=SECONDS)
+        if not result.caught and not result.passed:
+            sys.exit(f"{mutant.name}, {strategy}: {result.failure}\n{result.output}")
+        found = [result.schedules, round(result.seconds, 3), result.deviations]
+        row[strategy] = found if result.caught else []
+        if result.caught and not result.schedules:  # by a test that doesn't explore
+            break
+    return row
+
+
+def names_in_the_table() -> list[str]:
+    """Whose rows the page has."""
+    table = PAGE.read_text("utf-8").partition(BEGIN)[2].partition(END)[0]
+    return [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+
+
+def _table(mutants: list[Mutant], rows: dict[str, Row]) -> Iterator[str]:
+    yield (
+        "| mutant | default | random | PCT, depth 3 | POS | exhaustive | deviations |\n"
+        "|:---|---:|---:|---:|---:|---:|---:|"
+    )
+    for mutant in mutants:
+        row = rows[mutant.name]
+        cells = [_cell(row.get(strategy, [])) for strategy in _run.STRATEGIES]
+        first = row[_run.STRATEGIES[0]]
+        deviations = str(first[2]) if first and first[0] else ""
+        about = f"`{mutant.name}`: {mutant.what} {_sources(mutant)}"
+        yield f"| {' | '.join([about, *cells, deviations])} |"
+    medians = [_median(rows, strategy) for strategy in _run.STRATEGIES]
+    deviations = [row[_run.STRATEGIES[0]][2] for row in rows.values() if row[_run.STRATEGIES[0]]]
+    yield f"| **median** | {' | '.join(medians)} | {statistics.median(deviations or [0]):g} |"
+
+
+def _cell(found: list[Any]) -> str:
+    if not found:
+        return "–"
+    schedules, seconds, _ = found
+    return f"{schedules:,} in {seconds:.2g} s" if schedules else f"{seconds:.2g} s"
+
+
+def _median(rows: dict[str, Row], strategy: str) -> str:
+    found = [row[strategy] for row in rows.values() if strategy in row]
+    explored = [each for each in found if not each or each[0]]
+    if not explored:
+        return "–"
+    schedules = statistics.median(each[0] if each else math.inf for each in explored)
+    caught = sum(bool(each) for each in explored)
+    return f"**{schedules:,g}**; {caught} of {len(explored)}"
+
+
+def _sources(mutant: Mutant) -> str:
+    safeguard = mutant.source == SAFEGUARD
+    parts = ["our safeguard" if safeguard else _link("shipped", mutant.source)]
+    if mutant.see:
+        parts.append(f"see {_link('', mutant.see)}")
+    return f"({', '.join(parts)})"
+
+
+def _link(word: str, address: str) -> str:
+    """For a thread on GitHub, the repository's name and the number."""
+    parts = address.removeprefix("https://github.com/").split("/")
+    text = f"{parts[1]} {parts[3]}" if len(parts) == 4 else address.split("/")[2]
+    return f"{word} [{text}]({address})".strip()
