@@ -14,6 +14,7 @@ from trio.testing import MockClock
 import trio_subshells as ts
 from trio_subshells.kernel import _io, _subshell
 from trio_subshells.kernel._failures import MOST_KINDS, SUMMARY_INTERVAL, Failures
+from trio_subshells.testing import Deadlock, ScheduleFailed, explore
 
 from .helpers import CellsKernel, served
 
@@ -155,3 +156,9 @@ async def test_a_handler_that_fails_at_every_message(
         await here.client.execute("after").done()
     assert told_in_full(log) == ["a comm_msg has failed"]
     assert "50 in all; the last: ZeroDivisionError: by accident" in summed_up(log)[-1]
+
+
+def test_nothing_is_done_while_nothing_fails() -> None:
+    with pytest.raises(ScheduleFailed) as failed:
+        explore(Failures().tell, schedules=1)
+    assert isinstance(failed.value.failure, Deadlock)

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import attrs
@@ -48,6 +51,7 @@ class Failures:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[_Kind, _Entry] = {}  # the oldest first
+        self._bells: list[Callable[[], object]] = []  # of those who `tell`
 
     def add(self, what: str, error: BaseException) -> None:
         """Log that `what` has failed, in full or not yet."""
@@ -59,6 +63,8 @@ class Failures:
                 entry.count += 1
                 entry.untold += 1
                 entry.latest = latest
+                for ring in self._bells:
+                    ring()
                 return
             while len(self._entries) >= MOST_KINDS:
                 self._entries.pop(next(iter(self._entries)))
@@ -67,16 +73,32 @@ class Failures:
 
     async def tell(self) -> None:
         """Log what has come together, now and then; until cancelled, and then the rest."""
+        untold = trio.lowlevel.ParkingLot()
+        bell = partial(_ring, trio.lowlevel.current_trio_token(), untold)
+        with self._lock:
+            self._bells.append(bell)
         try:
             while True:
+                if not self._untold():
+                    await untold.park()
                 await trio.sleep(SUMMARY_INTERVAL)
                 self._sum_up()
         finally:
+            with self._lock:
+                self._bells.remove(bell)
             self._sum_up()
+
+    def forget(self) -> None:
+        """Be as in a new process; for tests."""
+        with self._lock:
+            self._entries.clear()
+
+    def _untold(self) -> list[tuple[_Kind, _Entry]]:
+        return [(kind, entry) for kind, entry in list(self._entries.items()) if entry.untold]
 
     def _sum_up(self) -> None:
         with self._lock:
-            untold = [(kind, entry) for kind, entry in self._entries.items() if entry.untold]
+            untold = self._untold()
             lines = [(kind.what, entry.untold, entry.count, entry.latest) for kind, entry in untold]
             for _, entry in untold:
                 entry.untold = 0
@@ -84,6 +106,11 @@ class Failures:
             _log.error(
                 "%s has failed in the same way %d more time(s), %d in all; the last: %s", *line
             )
+
+
+def _ring(token: trio.lowlevel.TrioToken, untold: trio.lowlevel.ParkingLot) -> None:
+    with suppress(trio.RunFinishedError):
+        token.run_sync_soon(untold.unpark_all, idempotent=True)
 
 
 def _kind_of(what: str, error: BaseException) -> _Kind:

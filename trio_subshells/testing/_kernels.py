@@ -16,6 +16,7 @@ import trio
 
 from ..kernel import Kernel, RunningKernel, open_kernel
 from ..kernel import _guard as guard
+from ..kernel._failures import failures
 from ..kernel._ground import Ground
 from ..wire import Channel, WireSession
 from ._client import Client, Reply
@@ -123,6 +124,7 @@ async def simulated_kernel(
         )
     network = Network(simulation, descriptors=descriptors, most_unread=most_unread)
     _keep_exposure(simulation)
+    failures.forget()  # of earlier runs, whose kinds would not be new any more
     host = _Host(kernel, network)
     host.start(simulation)
     running = await host.started()
