@@ -673,6 +673,33 @@ async def test_what_a_cell_has_left_running_is_struck_once_no_other_cell_starts(
     assert not guard._exposures
 
 
+@pytest.mark.parametrize("in_nursery", [False, True])
+async def test_what_a_cell_has_left_running_ends_cancelled_though_it_was_struck(
+    in_nursery: bool,
+) -> None:
+    guards = SubshellGuards()
+
+    async def left() -> None:
+        if in_nursery:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(trio.sleep_forever)
+        else:
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:  # fails, if one of its tasks does
+
+        async def leave_it_running() -> None:
+            nursery.start_soon(left)
+
+        with drive_tasks(guards):
+            await run(guards.requests, leave_it_running)
+            await wait_all_tasks_blocked()
+            guards.close(EndReason.SHUTDOWN)
+            guards.requests.strike_leftovers()
+            nursery.cancel_scope.cancel()
+    assert not guards.requests._exposures
+
+
 async def test_a_function_in_a_worker_thread_is_struck_as_the_cell_itself() -> None:
     guard, spinning = CellGuard(), Flag()
 

@@ -202,6 +202,12 @@ class Exposure:
         """Whether it belongs to that cell."""
         return self._generation == generation
 
+    @property
+    def is_left_over(self) -> bool:
+        """Whether its cell has ended, and its subshell is to end."""
+        guard = self._guard
+        return guard.closed is not None and not guard._is_running(self._generation)
+
     # ------------------------------------------------------------------- in the cell's thread
 
     def settle(self) -> None:
@@ -494,6 +500,13 @@ def _is_cancelled(error: BaseException) -> bool:
     return isinstance(error, trio.Cancelled)
 
 
+def _is_our_doing(error: BaseException) -> bool:
+    """Whether an exception is nothing but what we end code with."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_our_doing(each) for each in error.exceptions)
+    return isinstance(error, trio.Cancelled | KeyboardInterrupt)
+
+
 @attrs.frozen
 class SubshellGuards:
     """The guards of one subshell, which may run a request and a comm message at the same time."""
@@ -783,6 +796,12 @@ async def _drive(body: Coroutine[Any, Any, T], exposure: Exposure) -> T:
     """
     try:
         return await _stepped(body, exposure)
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
+        if exposure.is_left_over and _is_our_doing(error):
+            # It was cancelled, and struck because it took its time. No reply will tell of that; and
+            # in a nursery of the author's it would be a failure.
+            await trio.lowlevel.checkpoint_if_cancelled()
+        raise
     finally:
         exposure.close()
 

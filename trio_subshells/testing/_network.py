@@ -357,6 +357,13 @@ class SimulatedSocket:
                 del self._network.routers[self._channel].clients[self._identity]
 
 
+class SimulatedInterrupt(KeyboardInterrupt):
+    """What simulated code is struck with: nobody has pressed Ctrl-C."""
+
+
+SimulatedInterrupt.__name__ = SimulatedInterrupt.__qualname__ = "KeyboardInterrupt"
+
+
 class SimulatedRaiser:
     """Raises an exception in a simulated thread that is blocked by synchronous code.
 
@@ -369,6 +376,8 @@ class SimulatedRaiser:
 
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         """Raise it at the place where the thread is blocked; returns whether it is."""
+        if error is KeyboardInterrupt:
+            error = SimulatedInterrupt
         return self._simulation.raise_in(self._thread, error)
 
     @property

@@ -213,7 +213,8 @@ def _raise_what_ends_all(failure: BaseException) -> None:
 
 
 def _ends_all(error: BaseException) -> bool:
-    if isinstance(error, KeyboardInterrupt | SystemExit):
+    # A subclass of it is what a kernel ends its cells with.
+    if type(error) is KeyboardInterrupt or isinstance(error, SystemExit):
         return True
     outcomes = sys.modules.get("_pytest.outcomes")
     if outcomes is None:
