@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 from trio_subshells.kernel import install_kernelspec, uninstall_kernelspec
-from trio_subshells.kernel._install import kernels_dir, runtime_dir, user_data_dir
+from trio_subshells.kernel._install import (
+    find_kernelspec,
+    jupyter_path,
+    kernels_dir,
+    runtime_dir,
+    user_data_dir,
+)
 from trio_subshells.wire import PROTOCOL_VERSION
 
 SPEC: dict[str, Any] = {
@@ -244,3 +251,47 @@ def test_in_a_conda_environment_the_default_is_that(monkeypatch: pytest.MonkeyPa
     assert kernels_dir() == kernels_dir(user=True)
     monkeypatch.setenv("CONDA_DEFAULT_ENV", "work")
     assert kernels_dir() == kernels_dir(sys_prefix=True)
+
+
+# Where it is found
+
+
+@pytest.mark.parametrize("prefers", ["0", "1"])
+@pytest.mark.parametrize("told", [None, "", "one", "one:two"])
+def test_the_directories_are_those_of_jupyter_core(
+    prefers: str, told: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", prefers)
+    if told is not None:
+        paths = [str(tmp_path / each) for each in told.split(":") if each]
+        monkeypatch.setenv("JUPYTER_PATH", os.pathsep.join(paths))
+    assert [str(each) for each in jupyter_path()] == jupyter_core.paths.jupyter_path()
+
+
+def test_a_kernelspec_is_found_as_jupyter_finds_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setenv("JUPYTER_PATH", os.pathsep.join(map(str, (first, second))))
+    for directory, display_name in ((second, "Hidden"), (first, "Shown")):
+        folder = directory / "kernels" / "Some"
+        folder.mkdir(parents=True)
+        (folder / "kernel.json").write_text(json.dumps(SPEC | {"display_name": display_name}))
+    directory, spec = find_kernelspec("sOmE")
+    specs = KernelSpecManager(kernel_dirs=jupyter_core.paths.jupyter_path("kernels"))
+    theirs = specs.get_kernel_spec("some")
+    assert (str(directory), spec["display_name"]) == (theirs.resource_dir, theirs.display_name)
+    assert spec["display_name"] == "Shown"
+
+
+def test_a_kernelspec_that_cant_be_found_or_read_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    with pytest.raises(LookupError, match="there is no kernelspec 'some' where Jupyter looks"):
+        find_kernelspec("some")
+    folder = tmp_path / "kernels" / "some"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text("{")
+    with pytest.raises(ValueError, match=r"kernel\.json can't be read"):
+        find_kernelspec("some")

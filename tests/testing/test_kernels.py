@@ -1,63 +1,85 @@
-"""Whole kernels in the simulator, and that the same tests hold for real ones."""
+"""Whole kernels in the simulator, and the same scenarios with real ones."""
 
 from __future__ import annotations
 
-import time
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import pytest
 import trio
 
 import trio_subshells as ts
-from trio_subshells.testing import Random, explore, simulated_kernel
+from trio_subshells.testing import (
+    KernelUnderTest,
+    Random,
+    check_protocol,
+    explore,
+    real_kernel,
+    simulated_kernel,
+)
+
+from .words import WordsKernel
+
+HANG = 60
+
+OpenKernel = Callable[[], AbstractAsyncContextManager[KernelUnderTest]]
+Scenario = Callable[[OpenKernel], Awaitable[None]]
+Run = Callable[[Scenario], None]
 
 
-class WordsKernel(ts.Kernel):
-    """Does what a few words mean, and says the others."""
-
-    implementation = "words"
-    implementation_version = "1.0"
-    language_info = ts.LanguageInfo(name="words")
-    subshells = True
-
-    async def execute(self, cell: ts.Cell) -> None:
-        match cell.code:
-            case "await":
-                await trio.sleep_forever()
-            case "block":
-                time.sleep(1e6)
-            case "fail":
-                raise ts.CellError("Failed", "as was wanted", [])
-            case "ask":
-                cell.stdout(await cell.input("who? "))
-            case _:
-                cell.stdout(cell.code)
+def simulated(scenario: Scenario) -> None:
+    explore(scenario, lambda: simulated_kernel(WordsKernel(nap=1e6)), schedules=30)
 
 
-async def session() -> None:
-    async with simulated_kernel(WordsKernel()) as kernel:
-        subshell = await kernel.create_subshell()
-        for number in range(4):
-            where = subshell if number % 2 else None
-            exchange = kernel.client.execute_soon(f"{number}", subshell=where)
-            assert (await exchange.done()).status == "ok"
-            assert exchange.text() == f"{number}"
-            assert exchange.types == ["status", "execute_input", "stream", "status"]
-        assert await kernel.subshells() == [subshell]
-        assert (await kernel.delete_subshell(subshell)).status == "ok"
-        assert await kernel.subshells() == []
-        reply = await kernel.client.execute("late", subshell=subshell)
-        assert reply.ename == "UnknownSubshell"
-        assert (await kernel.shutdown()).status == "ok"
+def in_a_thread(scenario: Scenario) -> None:
+    trio.run(in_time, scenario, lambda: real_kernel(WordsKernel()))
 
 
-def test_a_session() -> None:
-    explore(session, schedules=30)
+def in_a_process(scenario: Scenario) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("words.py"))]
+    trio.run(in_time, scenario, lambda: real_kernel(program))
+
+
+async def in_time(scenario: Scenario, open_kernel: OpenKernel) -> None:
+    with trio.fail_after(HANG):
+        await scenario(open_kernel)
+
+
+@pytest.fixture(params=[simulated, in_a_thread, in_a_process], ids=lambda each: each.__name__)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a scenario, which is written once, in the simulator and for real."""
+    run: Run = request.param
+    return run
+
+
+def test_a_session(run: Run) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        async with open_kernel() as kernel:
+            subshell = await kernel.create_subshell()
+            for number in range(4):
+                where = subshell if number % 2 else None
+                exchange = kernel.client.execute_soon(f"{number}", subshell=where)
+                assert (await exchange.done()).status == "ok"
+                assert exchange.text() == f"{number}"
+                assert exchange.types == ["status", "execute_input", "stream", "status"]
+            assert await kernel.subshells() == [subshell]
+            assert (await kernel.delete_subshell(subshell)).status == "ok"
+            assert await kernel.subshells() == []
+            reply = await kernel.client.execute("late", subshell=subshell)
+            assert reply.ename == "UnknownSubshell"
+            assert (await kernel.shutdown()).status == "ok"
+            await kernel.wait_closed()
+            check_protocol(kernel.client)
+
+    run(scenario)
 
 
 @pytest.mark.parametrize("word", ["await", "block"])
-def test_a_busy_subshell_is_deleted(word: str) -> None:
-    async def body() -> None:
-        async with simulated_kernel(WordsKernel()) as kernel:
+def test_a_busy_subshell_is_deleted(run: Run, word: str) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        async with open_kernel() as kernel:
             subshell = await kernel.create_subshell()
             running = kernel.client.execute_soon(word, subshell=subshell)
             waiting = kernel.client.execute_soon("next", subshell=subshell)
@@ -67,39 +89,43 @@ def test_a_busy_subshell_is_deleted(word: str) -> None:
             assert reply.ename in {"SubshellDeleted", "UnknownSubshell", None}
             assert reply.status != "ok"
             assert (await waiting.done()).status in {"aborted", "error"}
+            check_protocol(kernel.client)
 
-    explore(body, schedules=40)
+    run(scenario)
 
 
 @pytest.mark.parametrize("word", ["await", "block"])
 @pytest.mark.parametrize("in_subshell", [True, False])
-def test_an_interrupt_ends_what_runs(word: str, in_subshell: bool) -> None:
-    async def body() -> None:
-        async with simulated_kernel(WordsKernel()) as kernel:
+def test_an_interrupt_ends_what_runs(run: Run, word: str, in_subshell: bool) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        async with open_kernel() as kernel:
             subshell = await kernel.create_subshell() if in_subshell else None
             running = kernel.client.execute_soon(word, subshell=subshell)
             await running.output("execute_input")
             assert (await kernel.interrupt()).status == "ok"
             assert (await running.done()).ename == "KeyboardInterrupt"
             assert (await kernel.client.execute("after", subshell=subshell)).status == "ok"
+            check_protocol(kernel.client)
 
-    explore(body, schedules=40)
-
-
-@pytest.mark.parametrize("word", ["await", "block"])
-def test_a_timeout_ends_what_runs(word: str) -> None:
-    async def body() -> None:
-        async with simulated_kernel(WordsKernel()) as kernel:
-            running = kernel.client.execute_soon(word, timeout=3600)
-            assert (await running.done()).ename == "CellTimeout"
-            assert trio.current_time() >= 3600
-
-    explore(body, schedules=20)
+    run(scenario)
 
 
-def test_two_cells_that_ask_get_their_own_answers() -> None:
-    async def body() -> None:
-        async with simulated_kernel(WordsKernel()) as kernel:
+def test_a_failure_aborts_what_waits(run: Run) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        async with open_kernel() as kernel:
+            failing, waiting = (kernel.client.execute_soon(word) for word in ("fail", "next"))
+            reply = await failing.done()
+            assert (reply.ename, reply.evalue) == ("Failed", "as was wanted")
+            assert (await waiting.done()).status in {"aborted", "ok"}  # it may have come later
+            assert (await kernel.client.execute("after")).status == "ok"
+            check_protocol(kernel.client)
+
+    run(scenario)
+
+
+def test_two_cells_that_ask_get_their_own_answers(run: Run) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        async with open_kernel() as kernel:
             subshell = await kernel.create_subshell()
             asking = {
                 each.id: each
@@ -115,19 +141,59 @@ def test_two_cells_that_ask_get_their_own_answers() -> None:
             for each in asking.values():
                 assert (await each.done()).status == "ok"
                 assert each.text() == f"you, {each.id}"
+            check_protocol(kernel.client)
 
-    explore(body, schedules=40)
+    run(scenario)
 
 
-def test_a_client_that_vanishes_costs_the_others_nothing() -> None:
-    async def body() -> None:
-        async with simulated_kernel(WordsKernel()) as kernel:
+def test_clients_hear_of_each_other(run: Run) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        async with open_kernel() as kernel, kernel.connect("other") as other:
+            exchange = kernel.client.execute_soon("hello")
+            assert (await exchange.done()).status == "ok"
+            assert (await other.execute("mine")).status == "ok"
+            theirs = [each.header.msg_type for each in other.strays if each.parent_header]
+            assert theirs.count("stream") == 1
+            assert not other.second_replies
+            check_protocol(kernel.client, other)
+
+    run(scenario)
+
+
+def test_a_client_that_vanishes_costs_the_others_nothing(run: Run) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        async with open_kernel() as kernel:
             async with kernel.connect("other") as other:
                 other.execute_soon("said to nobody")
                 other.vanish()
             assert (await kernel.client.execute("still")).status == "ok"
+            check_protocol(kernel.client)
 
-    explore(body, schedules=40)
+    run(scenario)
+
+
+def test_an_error_of_the_block_is_raised_as_itself(run: Run) -> None:
+    async def scenario(open_kernel: OpenKernel) -> None:
+        with pytest.raises(LookupError, match="the block's own"):
+            async with open_kernel() as kernel, kernel.connect("other"):
+                kernel.client.execute_soon("await")
+                raise LookupError("the block's own")
+
+    run(scenario)
+
+
+# ------------------------------------------------------------------- what only the simulator has
+
+
+@pytest.mark.parametrize("word", ["await", "block"])
+def test_a_timeout_ends_what_runs(word: str) -> None:
+    async def body() -> None:
+        async with simulated_kernel(WordsKernel(nap=1e6)) as kernel:
+            running = kernel.client.execute_soon(word, timeout=3600)
+            assert (await running.done()).ename == "CellTimeout"
+            assert trio.current_time() >= 3600
+
+    explore(body, schedules=20)
 
 
 def test_descriptors_run_out() -> None:

@@ -17,7 +17,7 @@ from trio_subshells.testing import (
 )
 from trio_subshells.wire import Message, WireSession
 
-from .test_kernels import WordsKernel
+from .words import WordsKernel
 
 PATIENCE = 60
 """Virtual seconds after which what runs is interrupted: nothing here takes so long by itself."""
@@ -55,7 +55,7 @@ async def use(kernel_under_test: object, plan: int) -> None:
 @pytest.mark.parametrize("plan", range(8))
 def test_it_holds_for_random_uses(plan: int) -> None:
     async def body() -> None:
-        async with simulated_kernel(WordsKernel()) as kernel:
+        async with simulated_kernel(WordsKernel(nap=1e6)) as kernel:
             await use(kernel, plan)
 
     explore(body, schedules=25)

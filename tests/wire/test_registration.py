@@ -175,3 +175,66 @@ def test_a_kernel_is_started_with_either_file(tmp_path: Path) -> None:
     path.write_text(json.dumps(FIELDS | {"transport": 1}))
     with pytest.raises(InvalidConnectionInfo, match=r"kernel\.json: transport must be"):
         read_startup_file(path)
+
+
+# The side of who starts the kernel.
+
+
+def test_a_written_file_is_read_back(tmp_path: Path) -> None:
+    for more in ({}, CURVE, {"kernel_name": "some", "ip": "127.0.0.2"}):
+        info = RegistrationInfo.from_dict(FIELDS | more)
+        info.write_file(tmp_path / "it.json")
+        assert read_startup_file(tmp_path / "it.json") == info
+        assert RegistrationInfo.from_dict(info.to_dict()) == info
+
+
+PORTS = {f"{name}_port": 50000 + number for number, name in enumerate(CHANNELS)}
+
+
+def test_what_a_kernel_announces_is_understood_and_acknowledged() -> None:
+    kernel, launcher = (RegistrationInfo.from_dict(FIELDS) for _ in range(2))
+    connection = attrs.evolve(kernel.connection(), **PORTS)
+    assert launcher.announced_by(kernel.announce(connection)) == connection
+    assert kernel.is_acknowledged_by(launcher.acknowledge())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel_id": "another"},
+        {"key": "another"},
+        {"key": ""},
+    ],
+)
+def test_what_others_announce_is_nothing(change: dict[str, Any]) -> None:
+    launcher = RegistrationInfo.from_dict(FIELDS)
+    other = RegistrationInfo.from_dict(FIELDS | change)
+    connection = attrs.evolve(other.connection(), **PORTS)
+    assert launcher.announced_by(other.announce(connection)) is None
+    if "key" in change:
+        assert not launcher.is_acknowledged_by(other.acknowledge())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"nothing",
+        b"\xff",
+        b"{}",
+        b'{"kernel_id": "unique_kernel_id"}',
+        json.dumps({"kernel_id": "unique_kernel_id", **PORTS, "hb_port": "x"}).encode(),
+        json.dumps({"kernel_id": "unique_kernel_id", **PORTS, "hb_port": 70000}).encode(),
+        json.dumps({"kernel_id": "unique_kernel_id", **PORTS, "hb_port": None}).encode(),
+    ],
+)
+def test_an_announcement_that_is_none_is_nothing(content: bytes) -> None:
+    launcher = RegistrationInfo.from_dict(FIELDS)
+    assert launcher.announced_by([b"<IDS|MSG>", signature(content), content]) is None
+
+
+@given(st.lists(st.binary()))
+def test_no_frames_are_too_strange_to_be_an_announcement(frames: list[bytes]) -> None:
+    assert RegistrationInfo.from_dict(FIELDS).announced_by(frames) is None
+    assert RegistrationInfo.from_dict(FIELDS).announced_by([b"<IDS|MSG>", *frames]) is None

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import site
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,6 +115,59 @@ def uninstall_kernelspec(
         raise FileNotFoundError(f"there is no kernelspec {directory}")
     _remove(directory)
     return directory
+
+
+def find_kernelspec(name: str) -> tuple[Path, dict[str, Any]]:
+    """Find a kernelspec where Jupyter does, by the name that it has there.
+
+    Returns:
+        Its folder, and what is in ``kernel.json``.
+
+    Raises:
+        LookupError: there is none; the message says which there are.
+        ValueError: its ``kernel.json`` can't be read.
+    """
+    found: dict[str, Path] = {}
+    for data in jupyter_path():
+        for file in sorted(data.glob("kernels/*/kernel.json")):
+            found.setdefault(file.parent.name.lower(), file)
+    if name.lower() not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise LookupError(
+            f"there is no kernelspec {name!r} where Jupyter looks; there are: {known}. A kernel's "
+            "own `install` command makes one"
+        )
+    file = found[name.lower()]
+    try:
+        spec = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} can't be read: {error}") from None
+    return file.parent, spec
+
+
+def jupyter_path() -> list[Path]:
+    """Return the directories with Jupyter's data, as ``jupyter_core.paths.jupyter_path`` does."""
+    told = [each for each in os.environ.get("JUPYTER_PATH", "").split(os.pathsep) if each]
+    user = [user_data_dir()]
+    base = site.getuserbase() if site.ENABLE_USER_SITE else None
+    if base:
+        user.append(Path(base) / "share" / "jupyter")
+    environment = [Path(sys.prefix) / "share" / "jupyter"]
+    own = [*environment, *user] if _prefers_environment() else [*user, *environment]
+    return list(dict.fromkeys([*map(Path, told), *own, *_system_data_dirs()]))
+
+
+def _system_data_dirs() -> list[Path]:
+    platform: str = sys.platform  # as a plain str: type checkers look at all branches
+    if platform == "win32":
+        data = os.environ.get("PROGRAMDATA") if _is_set("JUPYTER_USE_PROGRAMDATA") else None
+        return [Path(data) / "jupyter"] if data else []
+    if not _is_set("JUPYTER_PLATFORM_DIRS"):
+        return [Path("/usr/local/share/jupyter"), Path("/usr/share/jupyter")]
+    if platform == "darwin":
+        return [Path("/Library/Application Support/Jupyter")]
+    told = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+    return [Path(each) / "jupyter" for each in told.split(os.pathsep) if each]
 
 
 def kernels_dir(

@@ -117,7 +117,7 @@ async def open_kernel(
         signature_scheme=connection.signature_scheme if connection else "hmac-sha256",
     )
     urls, options = _addresses(connection)
-    with _one_as_itself(), open_ground() as ground:
+    with one_as_itself(), open_ground() as ground:
         async with _open_shielded_system(ground.transport) as system:
             io = await system.spawn(
                 IOThread(
@@ -188,7 +188,7 @@ async def _open_shielded_system(transport: Transport) -> AsyncIterator[Superviso
 
 
 @contextmanager
-def _one_as_itself() -> Iterator[None]:
+def one_as_itself() -> Iterator[None]:
     """Take an exception that is alone in a group out of it: our nurseries are nobody's business."""
     alone: BaseException | None = None
     try:

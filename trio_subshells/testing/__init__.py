@@ -14,8 +14,10 @@ from ._errors import (
 from ._exhaustive import Exhaustive
 from ._explore import Exploration, ScheduleFailed, explore, explore_schedules
 from ._kernels import KernelUnderTest, SimulatedKernel, simulated_kernel
+from ._launch import KernelDied
 from ._loops import VirtualClock
 from ._model import ProtocolViolation, check_protocol
+from ._real import KernelProcess, RealKernel, real_kernel
 from ._report import Report
 from ._schedules import InvalidSchedule, Schedule
 from ._simulation import Deviation
@@ -31,12 +33,15 @@ __all__ = [
     "Exhaustive",
     "Exploration",
     "InvalidSchedule",
+    "KernelDied",
+    "KernelProcess",
     "KernelUnderTest",
     "LeftBehind",
     "NoProgress",
     "Portfolio",
     "ProtocolViolation",
     "Random",
+    "RealKernel",
     "Replay",
     "Reply",
     "Report",
@@ -51,5 +56,6 @@ __all__ = [
     "check_protocol",
     "explore",
     "explore_schedules",
+    "real_kernel",
     "simulated_kernel",
 ]

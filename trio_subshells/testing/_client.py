@@ -13,9 +13,11 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
+from ..kernel._open import one_as_itself
 from ..wire import Channel, Message, WireSession
 
-CLIENT_CHANNELS: Final[tuple[Channel, ...]] = ("iopub", "shell", "control", "stdin")
+CLIENT_CHANNELS: Final[tuple[Channel, ...]] = ("shell", "control", "stdin", "iopub")
+"""In the order of connecting: who is welcomed on iopub is most likely connected to all."""
 
 
 class ClientSocket(Protocol):
@@ -168,13 +170,19 @@ class Client:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Client]:
         """Connected to every channel, and welcomed on iopub."""
+        with one_as_itself():
+            async with self._connected():
+                yield self
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[None]:
         async with trio.open_nursery() as nursery:
             try:
                 for channel in CLIENT_CHANNELS:
                     self._sockets[channel] = self._open_socket(channel)
                     self._readers[channel] = await nursery.start(self._read, channel)
                 await self._welcomed.wait()
-                yield self
+                yield
             finally:
                 nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):

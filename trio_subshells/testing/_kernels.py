@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any
 
-import outcome
-import trio
-
-from ..kernel import Kernel, RunningKernel, open_kernel
+from ..kernel import Kernel, open_kernel
 from ..kernel import _guard as guard
 from ..kernel._failures import failures
-from ..kernel._ground import Ground
 from ..wire import Channel, WireSession
-from ._client import Client, Reply
+from ._client import Client, ClientSocket, Reply
+from ._hosted import HostedKernel, host_kernel
 from ._network import MOST_UNREAD, Network
-from ._simulation import SimulatedThread, Simulation
+from ._simulation import Simulation
 
 
 class KernelUnderTest(ABC):
@@ -34,12 +32,16 @@ class KernelUnderTest(ABC):
     client: Client
 
     @abstractmethod
-    def connect(self, name: str) -> Any:
+    def connect(self, name: str) -> AbstractAsyncContextManager[Client]:
         """Another client, for the time of an ``async with`` block.
 
         Args:
-            name: its identity, for people.
+            name: its identity, by which the kernel tells its clients apart.
         """
+
+    @abstractmethod
+    async def wait_closed(self) -> None:
+        """Wait until the kernel has ended, as a client has shut it down; its threads are joined."""
 
     async def create_subshell(self) -> str:
         """Create a subshell, and return its id."""
@@ -63,7 +65,7 @@ class KernelUnderTest(ABC):
         return await self.client.control("interrupt_request", **content)
 
     async def shutdown(self, *, restart: bool = False) -> Reply:
-        """Shut the kernel down, and wait for the reply; leaving the block waits for its end."""
+        """Shut the kernel down, and wait for the reply; `wait_closed` waits for its end."""
         return await self.client.control("shutdown_request", restart=restart)
 
 
@@ -75,20 +77,23 @@ class SimulatedKernel(KernelUnderTest):
         network: between it and its clients.
     """
 
-    def __init__(self, simulation: Simulation, network: Network, running: RunningKernel) -> None:
+    def __init__(self, simulation: Simulation, network: Network, hosted: HostedKernel) -> None:
         self._simulation = simulation
+        self._hosted = hosted
+        self.running = hosted.running
         self.network = network
-        self.running = running
 
-    @asynccontextmanager
-    async def connect(self, name: str) -> AsyncIterator[Client]:
-        """Another client, for the time of the block."""
+    def connect(self, name: str) -> AbstractAsyncContextManager[Client]:
+        """Another client, for the time of an ``async with`` block."""
 
-        def open_socket(channel: Channel) -> Any:
+        def open_socket(channel: Channel) -> ClientSocket:
             return self.network.connect(channel, name.encode())
 
-        async with Client(WireSession(b"", username=name), open_socket).connected() as client:
-            yield client
+        return Client(WireSession(b"", username=name), open_socket).connected()
+
+    async def wait_closed(self) -> None:
+        """Wait until the kernel has ended, as a client has shut it down."""
+        await self._hosted.ended.wait()
 
     @property
     def threads(self) -> list[str]:
@@ -106,7 +111,8 @@ async def simulated_kernel(
     main shell, as a process of its own would have, one for its I/O, and one for each subshell in a
     thread. The block, with the client, is in another.
 
-    Leaving the block shuts the kernel down, if that has not been done, and waits for its end.
+    Leaving the block shuts the kernel down, if that has not been done, and waits for its end. What
+    the kernel fails with is raised, and cancels the block.
 
     Args:
         kernel: the author's object; make a new one for each run.
@@ -125,78 +131,16 @@ async def simulated_kernel(
     network = Network(simulation, descriptors=descriptors, most_unread=most_unread)
     _keep_exposure(simulation)
     failures.forget()  # of earlier runs, whose kinds would not be new any more
-    host = _Host(kernel, network)
-    host.start(simulation)
-    running = await host.started()
-    if running is None:
-        host.unwrap()
-        raise RuntimeError("the kernel has ended before it was there")
-    under_test = SimulatedKernel(simulation, network, running)
-    try:
+    opened = partial(
+        open_kernel,
+        kernel,
+        make_raiser=network.make_raiser,
+        open_ground=lambda: nullcontext(network),
+    )
+    async with host_kernel(opened) as hosted:
+        under_test = SimulatedKernel(simulation, network, hosted)
         async with under_test.connect("client") as under_test.client:
             yield under_test
-    finally:
-        with trio.CancelScope(shield=True):
-            await host.end()
-    host.unwrap()
-
-
-class _Host:
-    """The simulated process of a kernel: the thread of its main shell."""
-
-    def __init__(self, kernel: Kernel, network: Network) -> None:
-        self._kernel = kernel
-        self._network = network
-        self._token = trio.lowlevel.current_trio_token()
-        self._started = trio.Event()
-        self._ended = trio.Event()
-        self._running: RunningKernel | None = None
-        self._result: outcome.Outcome[object] | None = None
-        self._leave: trio.Event | None = None
-        self._its_token: trio.lowlevel.TrioToken | None = None
-        self.thread: SimulatedThread | None = None
-
-    def start(self, simulation: Simulation) -> None:
-        self.thread = simulation.start_thread("kernel", self._run, self._end_of_thread)
-
-    async def _run(self) -> None:
-        self._leave = leave = trio.Event()
-        self._its_token = trio.lowlevel.current_trio_token()
-        async with open_kernel(
-            self._kernel, make_raiser=self._network.make_raiser, open_ground=self._open_ground
-        ) as running:
-            self._running = running
-            self._token.run_sync_soon(self._started.set)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._wait_closed, running, nursery.cancel_scope)
-                await leave.wait()
-                nursery.cancel_scope.cancel()
-
-    async def _wait_closed(self, running: RunningKernel, scope: trio.CancelScope) -> None:
-        await running.wait_closed()
-        scope.cancel()
-
-    def _open_ground(self) -> AbstractContextManager[Ground]:
-        return nullcontext(self._network)
-
-    def _end_of_thread(self, result: outcome.Outcome[object]) -> None:
-        self._result = result
-        self._token.run_sync_soon(self._ended.set)
-        self._token.run_sync_soon(self._started.set)
-
-    async def started(self) -> RunningKernel | None:
-        await self._started.wait()
-        return self._running
-
-    async def end(self) -> None:
-        if self._its_token is not None and self._leave is not None:
-            with suppress(trio.RunFinishedError):
-                self._its_token.run_sync_soon(self._leave.set)
-        await self._ended.wait()
-
-    def unwrap(self) -> None:
-        assert self._result is not None
-        self._result.unwrap()
 
 
 def _keep_exposure(simulation: Simulation) -> None:

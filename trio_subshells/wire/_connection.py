@@ -2,7 +2,7 @@
 
 The format is described in jupyter_client's documentation, "Making kernels for Jupyter", "Connection
 files"; the two keys for CurveZMQ since jupyter_client 8.9. This is the only module of this package
-that touches the file system: `read_file` and `ConnectionInfo.write_file` do.
+that touches the file system: `read_file` and `write_file` do.
 """
 
 from __future__ import annotations
@@ -237,12 +237,7 @@ class ConnectionInfo:
         Raises:
             InvalidConnectionInfo: the key isn't UTF-8, so that a JSON file can't hold it.
         """
-        fields: dict[str, str | int] = {}
-        for name, value in attrs.asdict(self).items():
-            if value is None or (name == "jupyter_session" and not value):
-                continue
-            fields[name] = _key_text(name, value) if isinstance(value, bytes) else value
-        return fields
+        return fields_of(self)
 
     def write_file(self, path: str | os.PathLike[str]) -> None:
         """Write a connection file that only the current user can read.
@@ -254,17 +249,7 @@ class ConnectionInfo:
             InvalidConnectionInfo: as in `to_dict`.
             OSError: it can't be written; then nothing is left behind.
         """
-        target = Path(path)
-        text = json.dumps(self.to_dict(), indent=2)
-        # mkstemp makes it private from the first moment, whatever the umask.
-        handle, draft = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(draft).replace(target)
-        except BaseException:
-            Path(draft).unlink()
-            raise
+        write_file(path, self)
 
     def url(self, channel: Channel) -> str:
         """Return the ZMQ address of a channel.
@@ -275,6 +260,34 @@ class ConnectionInfo:
         if channel not in CHANNELS:
             raise ValueError(f"a kernel's channels are {', '.join(CHANNELS)}; not {channel!r}")
         return endpoint(self.transport, self.ip, getattr(self, f"{channel}_port"))
+
+
+def fields_of(info: attrs.AttrsInstance) -> dict[str, str | int]:
+    """Return what is to be written into a JSON file: all that is known, with keys as text."""
+    fields: dict[str, str | int] = {}
+    for name, value in attrs.asdict(info).items():
+        if value is None or (name == "jupyter_session" and not value):
+            continue
+        fields[name] = _key_text(name, value) if isinstance(value, bytes) else value
+    return fields
+
+
+def write_file(path: str | os.PathLike[str], info: attrs.AttrsInstance) -> None:
+    """Write what `fields_of` returns to a file that only the current user can read.
+
+    See `ConnectionInfo.write_file`.
+    """
+    target = Path(path)
+    text = json.dumps(fields_of(info), indent=2)
+    # mkstemp makes it private from the first moment, whatever the umask.
+    handle, draft = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(draft).replace(target)
+    except BaseException:
+        Path(draft).unlink()
+        raise
 
 
 def endpoint(transport: Literal["tcp", "ipc"], ip: str, port: int) -> str:

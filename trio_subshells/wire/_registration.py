@@ -24,10 +24,12 @@ from ._connection import (
     check_text,
     check_transport,
     endpoint,
+    fields_of,
     key_bytes,
     read_file,
     require,
     require_object,
+    write_file,
 )
 from ._errors import shown
 from ._session import DELIMITER
@@ -140,6 +142,48 @@ class RegistrationInfo:
 
         What its content says is up to the other side.
         """
+        return self._is_signed(frames)
+
+    # ------------------------------------------------------- the side of who starts the kernel
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Return the fields of a registration file, which `from_dict` reads back to an equal info.
+
+        Raises:
+            InvalidConnectionInfo: the key isn't UTF-8, so that a JSON file can't hold it.
+        """
+        return fields_of(self)
+
+    def write_file(self, path: str | os.PathLike[str]) -> None:
+        """Write a registration file, as `ConnectionInfo.write_file` does a connection file.
+
+        Raises:
+            InvalidConnectionInfo: as in `to_dict`.
+            OSError: it can't be written; then nothing is left behind.
+        """
+        write_file(path, self)
+
+    def announced_by(self, frames: Sequence[bytes]) -> ConnectionInfo | None:
+        """Read what `announce` returned; None if it isn't that, or not from who has the key."""
+        if not self._is_signed(frames):
+            return None
+        try:
+            said = json.loads(frames[frames.index(DELIMITER) + 2])
+            if said["kernel_id"] != self.kernel_id:
+                return None
+            ports: dict[str, Any] = {f"{name}_port": int(said[f"{name}_port"]) for name in CHANNELS}
+            return attrs.evolve(self.connection(), **ports)
+        except (ValueError, TypeError, LookupError):
+            return None
+
+    def acknowledge(self) -> list[bytes]:
+        """Return the frames of an acknowledgement, for the ROUTER to put the identity before."""
+        content = b"ACK"
+        return [DELIMITER, self._signer().sign([content]), content]
+
+    # --------------------------------------------------------------------------------------
+
+    def _is_signed(self, frames: Sequence[bytes]) -> bool:
         if DELIMITER not in frames:
             return False
         after = frames[frames.index(DELIMITER) + 1 :]
