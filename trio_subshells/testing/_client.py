@@ -16,8 +16,7 @@ import trio
 from ..kernel._open import one_as_itself
 from ..wire import Channel, Message, WireSession
 
-CLIENT_CHANNELS: Final[tuple[Channel, ...]] = ("shell", "control", "stdin", "iopub")
-"""In the order of connecting: who is welcomed on iopub is most likely connected to all."""
+CLIENT_CHANNELS: Final[tuple[Channel, ...]] = ("iopub", "shell", "control", "stdin")
 
 
 class ClientSocket(Protocol):
