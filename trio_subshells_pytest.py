@@ -58,6 +58,11 @@ def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None, Any,
         help="where pictures of failing schedules are written, from the root directory: "
         "%(default)s",
     )
+    group.addoption(
+        "--schedule-details",
+        action="store_true",
+        help="tell, of a failing schedule, what the kernel's own code does, too",
+    )
     return result
 
 

@@ -39,11 +39,11 @@ def report_of(body: Body) -> Report:
     return report
 
 
-def scene_of(body: Body, most: int = 24) -> Scene:
+def scene_of(body: Body, most: int = 24, *, details: bool = False) -> Scene:
     """Explore until it fails, and choose what to tell."""
     error = failure_of(body)
     runs = Runs(body, max_steps=10_000, fairness=None, lag=1.0, checks=())
-    with runs, Recorder() as recorder:
+    with runs, Recorder(details=details) as recorder:
         failure = runs.run(Replayer(error.schedule), recorder).failure
     assert failure is not None
     return compose(recorder, failure, most)
@@ -128,6 +128,54 @@ async def miscounted() -> None:
         await first.done()
         await second.done()
         assert kernel.total == 3
+
+
+class ReadingKernel(ts.Kernel):
+    implementation = "reading"
+    implementation_version = "1"
+    language_info = ts.LanguageInfo(name="words")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading = False
+
+    async def execute(self, cell: ts.Cell) -> None:
+        assert not self.reading, "somebody else reads"
+        self.reading = True
+        await trio.sleep(1)
+        self.reading = False
+
+
+async def interrupted() -> None:
+    """A kernel that an interrupt leaves in the state in which it finds it."""
+    async with simulated_kernel(ReadingKernel()) as under_test:
+        cell = under_test.client.execute_soon("1")
+        await cell.output("execute_input")
+        await under_test.interrupt()
+        assert (await cell.done()).ename == "KeyboardInterrupt"
+        assert (await under_test.client.execute("2")).status == "ok"
+
+
+async def crowded() -> None:
+    """A lost update among more tasks than a picture has room for."""
+    number = 0
+    send, receive = trio.open_memory_channel[int](100)
+
+    async def add() -> None:
+        nonlocal number
+        seen = number
+        await send.send(seen)
+        number = seen + 1
+
+    async def read() -> None:
+        await receive.receive()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(9):
+            nursery.start_soon(read)
+        for _ in range(9):
+            nursery.start_soon(add)
+    assert number == 9
 
 
 async def long_winded() -> None:

@@ -14,7 +14,15 @@ from . import bugs, stories
 from .stories import report_of
 
 SVG = "{http://www.w3.org/2000/svg}"
-BODIES = [bugs.lost_update, bugs.abba, bugs.early_timeout, stories.overtaken, stories.terminated]
+BODIES = [
+    bugs.lost_update,
+    bugs.abba,
+    bugs.early_timeout,
+    stories.overtaken,
+    stories.terminated,
+    stories.crowded,
+    stories.miscounted,
+]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +111,25 @@ def test_messages_are_arrows_with_their_text(reports) -> None:
 def test_threads_are_named_where_there_are_several(reports) -> None:
     assert "thread main" in texts(reports(stories.terminated).svg)
     assert "thread main" not in texts(reports(stories.overtaken).svg)
+
+
+def test_many_tasks_share_a_lane(reports) -> None:
+    report = reports(stories.crowded)
+    heads = [each for each in ET.fromstring(report.svg).iter() if each.get("class") == "head"]
+    lanes = [line for line in report.mermaid.splitlines() if "participant" in line]
+    assert len(heads) == len(lanes) == 7
+    (others,) = [text for text in texts(report.svg) if text.endswith(" others")]
+    assert lanes[-1].endswith(f" as {others}")
+    assert "add#2" in texts(report.svg)  # who isn't on a lane of their own is named in the box
+
+
+def test_a_kernels_messages_are_arrows(reports) -> None:
+    found = texts(reports(stories.miscounted).svg)
+    assert {"execute_request '1'", "execute_request '2'", "ok"} <= set(found)
+    assert {"the test's thread", "thread kernel", "thread subshell …2"} <= set(found)
+    heads = {"test", "main shell", "subshell …2", "control"}
+    assert heads <= set(found)
+    assert "seen = 0" in found
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)

@@ -116,6 +116,31 @@ def test_pictures_go_to_one_directory_only(suite: pytest.Pytester) -> None:
     assert names == {"test_racy.py", "tox.ini", ".schedules", "elsewhere"}
 
 
+def test_a_kernels_own_code_is_told_if_that_is_wanted(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        import trio_subshells as ts
+        from trio_subshells.testing import explore_schedules, simulated_kernel
+
+        class Silent(ts.Kernel):
+            implementation = "silent"
+            language_info = ts.LanguageInfo(name="silence")
+
+            async def execute(self, cell):
+                pass
+
+        @explore_schedules(1)
+        async def test_it():
+            async with simulated_kernel(Silent()) as kernel:
+                assert (await kernel.client.execute("x")).status == "error"
+        """
+    )
+    text = "\n".join(run(suite).outlines)
+    assert "serves execute_request 'x' of test" in text
+    assert "_open.py:" not in text
+    assert "_open.py:" in "\n".join(run(suite, "--schedule-details").outlines)
+
+
 def test_a_deadlock_needs_no_traceback(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         test_stuck="""

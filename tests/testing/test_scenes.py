@@ -65,9 +65,9 @@ def test_gaps_count_what_is_left_out() -> None:
 
 def test_who_waits_is_told_of_a_deadlock() -> None:
     scene = scene_of(abba)
-    assert [scene.label(turn) for turn, _ in scene.waiting] == ["main", "take", "take#2"]
-    assert scene.waiting[1][1] is not None
-    assert scene.waiting[1][1].code == "async with one, other:"
+    assert [scene.label(each.turn) for each in scene.waiting] == ["main", "take", "take#2"]
+    assert scene.waiting[1].place is not None
+    assert scene.waiting[1].place.code == "async with one, other:"
     assert scene_of(lost_update).waiting == ()
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
-from trio_subshells.testing._story import ARROW, WIDTH, seconds
+from trio_subshells.testing import (
+    Deadlock,
+    LeftBehind,
+    NoProgress,
+    ProtocolViolation,
+    Unjoined,
+)
+from trio_subshells.testing._scenes import Line, Scene
+from trio_subshells.testing._story import ARROW, WIDTH, meaning_of, seconds
 
 from . import bugs, stories
-from .stories import failure_of, report_of
+from .stories import failure_of, report_of, scene_of
 
 BODIES = [
     bugs.lost_update,
@@ -20,6 +29,9 @@ BODIES = [
     stories.overtaken,
     stories.terminated,
     stories.long_winded,
+    stories.crowded,
+    stories.miscounted,
+    stories.interrupted,
 ]
 
 
@@ -28,14 +40,15 @@ def test_it_fits_a_screen_and_says_what_it_must(body: Callable[[], Awaitable[obj
     error = failure_of(body)
     assert error.report is not None
     lines = error.report.text.splitlines()
-    assert len(lines) <= 42
+    assert len(lines) <= 45
     assert all(len(line) <= WIDTH for line in lines if not line.startswith("Replay it:"))
     assert lines[0].startswith(type(error.failure).__name__) or isinstance(
         error.failure, ExceptionGroup
     )
     assert any(error.replay in line for line in lines)
     assert any(f"schedule {error.number:,} of seed 0 ({error.strategy})" in line for line in lines)
-    assert sum(line.startswith(f"{ARROW} here") for line in lines) >= 1
+    switches = sum(line.startswith(f"{ARROW} here") for line in lines)
+    assert bool(switches) == bool(error.schedule.deviations)
 
 
 def test_the_switch_is_said_in_words() -> None:
@@ -54,11 +67,48 @@ def test_messages_are_told_by_both_sides() -> None:
     assert "is answered 'two' by cell" in text
 
 
-def test_a_whole_kernel_is_told_by_the_lines_of_its_test() -> None:
+def test_a_whole_kernel_is_told_by_what_its_author_knows() -> None:
     text = report_of(stories.miscounted).text
     assert text.count("seen = 0") == 2
     assert text.count("self.total = seen + int(cell.code)") >= 2
-    assert len(text.splitlines()) <= 42
+    assert "sends main shell execute_request '2'" in text
+    assert "serves execute_request '2' of test" in text
+    assert "is answered ok by main shell" in text
+    told = [line for line in text.splitlines() if not line.startswith("Replay it:")]
+    here = f"{ARROW} here main shell goes on instead of subshell …2, which was about to run line"
+    assert any(line.startswith(here) for line in told)
+    for word in ("_serve_requests", "warden", "_guard.py", "_subshell.py", "00000000", "iopub"):
+        assert word not in "\n".join(told)
+
+
+def test_a_kernels_replies_tell_of_errors() -> None:
+    text = report_of(stories.interrupted).text
+    assert "sends control interrupt_request" in text
+    assert "replies error KeyboardInterrupt" in text
+    assert "is answered error KeyboardInterrupt by main shell" in text
+    assert "raises AssertionError" in text
+
+
+def test_what_a_kernel_does_itself_is_told_if_that_is_wanted() -> None:
+    def files(scene: Scene) -> set[str]:
+        lines = [item for item in scene.items if isinstance(item, Line)]
+        return {Path(each.row.place.file).name for each in lines if each.row.place is not None}
+
+    assert files(scene_of(stories.miscounted, most=1000)) == {"stories.py"}
+    assert "_subshell.py" in files(scene_of(stories.miscounted, most=1000, details=True))
+
+
+def test_what_the_simulator_finds_is_explained() -> None:
+    lines = report_of(bugs.abba).text.splitlines()
+    assert "waits for something that only another one could do" in lines[1]
+    kinds = {Deadlock, LeftBehind, NoProgress, ProtocolViolation, Unjoined}
+    assert all(meaning_of(kind("x")) for kind in kinds)
+    assert meaning_of(ValueError("x")) == ""
+
+
+def test_what_is_done_again_and_again_is_told_once() -> None:
+    text = report_of(bugs.depth_three).text
+    assert text.count("waits, 4 times") == 1
 
 
 def test_a_deadlock_ends_with_who_waits() -> None:

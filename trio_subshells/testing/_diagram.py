@@ -1,9 +1,9 @@
 """The picture of a failing schedule: a sequence diagram, as SVG and as Mermaid text.
 
-A lane is a task. An arrow is a message, from the line that sent it down to the line that took it:
-what is overtaken is seen to cross. Time goes down. A bar across the picture marks each decision
-that made the difference; the lane of the task that had to wait is marked until that goes on.
-`_scenes` has chosen what is drawn.
+A lane is a task; where there are many, those that matter least share one. An arrow is a message,
+from the line that sent it down to the line that took it: what is overtaken is seen to cross. Time
+goes down. A bar across the picture marks each decision that made the difference; the lane of the
+task that had to wait is marked until that goes on. `_scenes` has chosen what is drawn.
 
 The SVG needs nothing but a viewer: no fonts, no scripts, no links. It is drawn for light and for
 dark surroundings, by a media query in its style sheet.
@@ -12,7 +12,7 @@ dark surroundings, by a media query in its style sheet.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
@@ -28,6 +28,8 @@ from ._story import (
     passing_words,
     seconds,
     switch_words,
+    thread_words,
+    waiter_words,
     waiting_words,
 )
 
@@ -42,6 +44,7 @@ _PAD: Final = 5
 _BETWEEN: Final = 12
 _TIMES: Final = 64
 _LEAST_WIDTH: Final = 720
+_MOST_LANES: Final = 7
 
 _STYLE: Final = """
     text { font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
@@ -107,11 +110,17 @@ def svg(scene: Scene, finding: Finding) -> str:
 
 @attrs.define(eq=False)
 class _Lane:
-    turn: str
+    """A lane, of one task (`turns` has one name), or of all those that share one."""
+
+    turns: tuple[str, ...]
     label: str
     thread: str
     half: float = 0
     x: float = 0
+
+    @property
+    def shared(self) -> bool:
+        return len(self.turns) > 1
 
 
 @attrs.define(eq=False)
@@ -134,8 +143,8 @@ class _Picture:
         self._finding = finding
         self._out: list[str] = []
         self._drawn = [_Drawn(item) for item in scene.items]
-        self._lanes = {lane.turn: lane for lane in _lanes(scene)}
-        self._order = list(self._lanes.values())
+        self._order = list(_lanes(scene))
+        self._lanes = {turn: lane for lane in self._order for turn in lane.turns}
         self._rows = {
             id(each.item.row): each for each in self._drawn if isinstance(each.item, Line)
         }
@@ -154,7 +163,7 @@ class _Picture:
     def draw(self) -> str:
         for each in self._drawn:
             if isinstance(each.item, Line):
-                each.texts = list(_texts(each.item))
+                each.texts = list(_texts(self._scene, self._lanes, each.item))
         self._widths()
         heads = self._heads()
         self._heights(heads)
@@ -232,7 +241,7 @@ class _Picture:
             for thread in dict.fromkeys(lane.thread for lane in self._order):
                 lanes = [lane for lane in self._order if lane.thread == thread]
                 left, right = lanes[0].x - lanes[0].half, lanes[-1].x + lanes[-1].half
-                name = f"thread {thread.removeprefix('trio ')}" if thread else "outside"
+                name = thread_words(self._scene, thread)
                 most = max(8, int((right - left) / _SANS))
                 self._text((left + right) / 2, y, "muted", shorten(name, most), middle=True)
                 self._out.append(
@@ -277,7 +286,7 @@ class _Picture:
         for lane in self._order:
             end = bottom
             for each in self._drawn:
-                if _ends(each.item, lane.turn):
+                if not lane.shared and _ends(each.item, lane.turns[0]):
                     end = each.bottom + 9
             self._out.append(f'<path class="life" d="M{lane.x:.1f} {top:.1f}V{end:.1f}"/>')
             if end < bottom:
@@ -342,7 +351,7 @@ class _Picture:
         self._rect("switch", left, each.top, self._width - 2 * _MARGIN, each.bottom - each.top, 5)
         y = each.bottom - 12
         kept = self._lanes.get(switch.kept)
-        on = self._lanes.get(switch.step.turn)
+        on = self._lanes.get(switch.turn)
         if kept is not None:
             x = on.x if on is not None else left + 12.0
             self._out.append(
@@ -406,7 +415,7 @@ class _Picture:
         x, y = self._edge(at, receiver)
         y = self._height(at, message)
         target = self._taken.get(message)
-        style = "answer" if message.kind in {"answer", "end"} else "message"
+        style = "answer" if message.kind in {"answer", "end", "reply"} else "message"
         if message.taken is None:
             end_x, end_y = receiver.x + (6 if receiver.x < x else -6), y + 10
             self._line("lost", x, y, end_x, end_y, None)
@@ -435,7 +444,7 @@ class _Picture:
         if sender is None or sender is receiver:
             return
         x, y = self._edge(at, sender)
-        style = "answer" if message.kind in {"answer", "end"} else "message"
+        style = "answer" if message.kind in {"answer", "end", "reply"} else "message"
         self._line(style, sender.x, y - 10, x, y, "tip")
         away = 6 if sender.x < receiver.x else -6
         self._label(message, sender.x + away, y - 10, right=sender.x < receiver.x)
@@ -486,10 +495,9 @@ class _Picture:
         most = int((self._width - 2 * _MARGIN) / _MONO)
         if self._scene.waiting:
             self._text(_MARGIN, y, "error", waiting_words(self._scene))
-            for turn, place in self._scene.waiting[:8]:
+            for each in self._scene.waiting[:8]:
                 y += 17
-                where = f"{place.short}  {place.code}" if place is not None else ""
-                text = f"{self._scene.label(turn)}: {where}"
+                text = waiter_words(self._scene, each)
                 self._text(_MARGIN + 12, y, "code", shorten(text, most - 2))
             y += 24
         x = float(_MARGIN)
@@ -546,7 +554,7 @@ _MARKERS: Final = (
 def mermaid(scene: Scene) -> str:
     """The picture as the text of a Mermaid sequence diagram."""
     lanes = list(_lanes(scene))
-    names = {lane.turn: f"T{number}" for number, lane in enumerate(lanes)}
+    names = {turn: f"T{number}" for number, lane in enumerate(lanes) for turn in lane.turns}
     return "\n".join(
         ["sequenceDiagram", *(f"    {line}" for line in _mermaid(scene, lanes, names))]
     )
@@ -555,14 +563,15 @@ def mermaid(scene: Scene) -> str:
 def _mermaid(scene: Scene, lanes: list[_Lane], names: dict[str, str]) -> Iterator[str]:
     if not lanes:
         return
-    all_lanes = f"{names[lanes[0].turn]},{names[lanes[-1].turn]}" if len(lanes) > 1 else "T0"
+    all_lanes = f"T0,T{len(lanes) - 1}" if len(lanes) > 1 else "T0"
+    by_turn = {turn: lane for lane in lanes for turn in lane.turns}
     threads = dict.fromkeys(lane.thread for lane in lanes)
     for thread in threads:
         if len(threads) > 1:
-            yield f"box {_quoted(f'thread {thread}' if thread else 'outside')}"
-        for lane in lanes:
+            yield f"box {_quoted(thread_words(scene, thread))}"
+        for number, lane in enumerate(lanes):
             if lane.thread == thread:
-                yield f"participant {names[lane.turn]} as {_quoted(lane.label)}"
+                yield f"participant T{number} as {_quoted(lane.label)}"
         if len(threads) > 1:
             yield "end"
     time = ""
@@ -572,7 +581,7 @@ def _mermaid(scene: Scene, lanes: list[_Lane], names: dict[str, str]) -> Iterato
             yield f"Note over {all_lanes}: {_quoted(now)}"
         match item:
             case Line():
-                texts = "<br/>".join(_quoted(text) for _, text in _texts(item))
+                texts = "<br/>".join(_quoted(text) for _, text in _texts(scene, by_turn, item))
                 yield f"Note over {names[item.step.turn]}: {texts}"
                 yield from _mermaid_arrows(item, names)
             case Switch():
@@ -591,9 +600,9 @@ def _mermaid_arrows(line: Line, names: dict[str, str]) -> Iterator[str]:
         if isinstance(effect, Sent):
             message = effect.message
             to = names.get(message.receiver or "")
-            if to is None:
+            if to is None or to == names[message.sender]:
                 continue
-            arrow = "-->>" if message.kind in {"answer", "end"} else "->>"
+            arrow = "-->>" if message.kind in {"answer", "end", "reply"} else "->>"
             text = message.text
             if message.taken is None:
                 arrow, text = "-x", f"{text} (never taken)"
@@ -621,14 +630,40 @@ def _lanes(scene: Scene) -> Iterator[_Lane]:
             case Switch(step=step, kept=kept):
                 if kept:
                     turns[kept] = None
-                if step.turn and not step.inside:
-                    turns[step.turn] = None
-                    pairs += [(kept or step.turn, step.turn)] * 2
-    threads = dict.fromkeys(scene.threads.get(turn, "") for turn in turns)
-    order = [turn for thread in threads for turn in turns if scene.threads.get(turn, "") == thread]
+                on = "" if step.inside else item.turn
+                if on:
+                    turns[on] = None
+                    pairs += [(kept or on, on)] * 2
+    own = _that_matter(scene, turns) if len(turns) > _MOST_LANES else set(turns)
+    threads = dict.fromkeys(scene.threads.get(turn, "") for turn in turns if turn in own)
+    order = [
+        turn
+        for thread in threads
+        for turn in turns
+        if turn in own and scene.threads.get(turn, "") == thread
+    ]
+    pairs = [pair for pair in pairs if own.issuperset(pair)]
     for turn in _short_ways(order, pairs, scene.threads):
         label = shorten(scene.label(turn), _MOST_LABEL)
-        yield _Lane(turn, label, scene.threads.get(turn, ""))
+        yield _Lane((turn,), label, scene.threads.get(turn, ""))
+    others = tuple(turn for turn in turns if turn not in own)
+    if others:
+        theirs = {scene.threads.get(turn, "") for turn in others}
+        last = list(threads)[-1]
+        yield _Lane(others, f"{len(others)} others", last if theirs == {last} else "")
+
+
+def _that_matter(scene: Scene, turns: Iterable[str]) -> set[str]:
+    """Who has a lane of their own if not all can."""
+    weights = dict.fromkeys(turns, 0.0)
+    for item in scene.items:
+        match item:
+            case Line(step=step, failure=failure):
+                weights[step.turn] += 1000 if failure else 1
+            case Switch(kept=kept):
+                for turn in {kept, item.turn} & weights.keys():
+                    weights[turn] += 100
+    return set(sorted(weights, key=lambda turn: -weights[turn])[: _MOST_LANES - 1])
 
 
 def _short_ways(
@@ -667,9 +702,13 @@ def _partners(row: Row) -> Iterator[str]:
                 yield message.receiver
 
 
-def _texts(line: Line) -> Iterator[tuple[str, str]]:
+def _texts(scene: Scene, lanes: Mapping[str, _Lane], line: Line) -> Iterator[tuple[str, str]]:
     """The lines in a box, each with its style."""
+    if lanes[line.step.turn].shared:
+        yield "bold", shorten(scene.label(line.step.turn), _MOST_LABEL)
     code = code_of(line)
+    if not code:
+        code = next(_exchanged(line.row), "")
     number = f"{line.row.place.line}  " if line.row.place is not None else ""
     yield "code", number + shorten(code, _MOST_CODE) if code else f"({line.end or 'goes on'})"
     answered = any(
@@ -679,6 +718,15 @@ def _texts(line: Line) -> Iterator[tuple[str, str]]:
         yield "code value", shorten(line.row.assigned, _MOST_CODE)
     if line.row.raised is not None:
         yield "code error", f"raises {type(line.row.raised).__name__}"
+
+
+def _exchanged(row: Row) -> Iterator[str]:
+    """What a kernel does for its clients without a line of the user's."""
+    for each in row.effects:
+        if isinstance(each, Taken) and each.message.kind == "request":
+            yield f"serves {each.message.text}"
+        elif isinstance(each, Sent) and each.message.kind == "reply":
+            yield f"replies {each.message.text}"
 
 
 def _is_sent(effect: object) -> bool:

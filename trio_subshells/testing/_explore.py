@@ -52,6 +52,7 @@ class Settings:
         directory: where files of reports go.
         command: what replays a test, without the schedule: ``pytest path::test --replay``.
         name: the test's, which names the files of its report.
+        details: whether reports tell of a kernel's own code, too.
     """
 
     schedules: int | None = None
@@ -62,6 +63,7 @@ class Settings:
     directory: Path | None = None
     command: str | None = None
     name: str | None = None
+    details: bool = False
 
 
 settings: ContextVar[Settings] = ContextVar("trio_subshells_testing_settings")
@@ -316,6 +318,7 @@ class _Explorer:
                 finding,
                 directory=self._outside.directory,
                 name=self._outside.name,
+                details=self._outside.details,
             )
         except Exception as problem:
             error.add_note(f"it can't be told: {type(problem).__name__}: {problem}")

@@ -85,6 +85,7 @@ def set_for(item: pytest.Item) -> Iterator[None]:
             directory=Path(config.rootpath, config.getoption("schedule_dir", ".schedules")),
             command=f"pytest {test} {_replay_option(config)}",
             name=name,
+            details=config.getoption("schedule_details", False),
         )
     )
     try:

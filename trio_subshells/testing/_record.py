@@ -5,6 +5,10 @@ notes, for each step that a task makes: the lines of the user's code that ran an
 assigned, messages sent, taken and answered, who woke whom and why, who was spawned, who ended and
 with what, and which decision led to the step. `_story` and `_diagram` tell it.
 
+Messages are the actors', those of trio's channels, and what a simulated kernel's clients ask and
+are answered. How a kernel does its work, in `trio_subshells`, is no business of whoever tests one:
+its lines and its tasks are noted only if *details* are wanted.
+
 Nothing is slowed down but that one run: lines are seen by `sys.settrace`, messages by methods of
 trio's memory channels and of the actors' queues and promises that are replaced as long as the
 recorder is entered. Neither changes what happens next, so the run is the one that failed.
@@ -16,11 +20,12 @@ import ast
 import io
 import linecache
 import os
+import re
 import site
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType, MemberDescriptorType, TracebackType
@@ -35,13 +40,20 @@ from ..actors._actor import ActorState, Ended
 from ..actors._mailbox import Letter
 from ..actors._promise import BlockingPromise, Promise
 from ..actors._queue import Queue
+from ..kernel._output import OutputPort
+from ..wire import Message as WireMessage
+from ..wire import WireSession
 from . import _process, _simulation
+from ._client import Client, Exchange
 
 if TYPE_CHECKING:
     from ._simulation import SimulatedThread, Simulation, Turn
 
 _MOST_LINES: Final = 60
 """Lines noted per step; what a loop does a thousand times needn't be told a thousand times."""
+
+KERNEL: Final = "kernel"
+"""The name of a simulated kernel's first thread; those that it starts are named after it."""
 
 _PASSING: Final = (
     StopIteration,
@@ -84,7 +96,8 @@ class Message:
     """Something that one task has given to another.
 
     Attributes:
-        kind: ``tell``, ``ask``, ``answer``, ``send``, or ``end`` (of an actor, to who watches it).
+        kind: ``tell``, ``ask``, ``answer``, ``send``, or ``end`` (of an actor, to who watches it);
+            between a kernel and its client, ``request`` and ``reply``.
         text: what it is, shortened.
         sender: the name of the turn that sent it.
         sent: the number of that step.
@@ -150,7 +163,7 @@ class Woke:
     Attributes:
         turn: the task's.
         why: ``event`` (whatever it waited for has come), ``cancelled``, ``sleep`` (it has slept
-            enough) or ``timeout`` (a deadline has passed).
+            enough), ``timeout`` (a deadline has passed) or ``time`` (one of these two).
     """
 
     turn: str
@@ -171,7 +184,9 @@ class Step:
     Attributes:
         number: the step, counted from 0.
         time: virtual seconds since the start.
-        turn: the name of the task's turn; empty for time that passes.
+        turn: whose it is: the name of the task's turn; empty for time that passes. For a task that
+            is part of how an actor of the kernel works, the name of the actor's.
+        own: the name of the task's own turn.
         thread: the name of its thread.
         rows: what it did.
         waits: where it waits afterwards; None if it has ended.
@@ -179,7 +194,9 @@ class Step:
         instead: the name of the turn that would have been next, if this decision made the
             difference; empty if that was one of trio's own tasks.
         choices: how many things could have happened.
-        inside: a step of the machinery, which no reader cares about.
+        inside: a step of one of trio's own tasks, which no reader cares about.
+        hidden: what takes place inside of a kernel, or between it and its clients, and has no
+            lines of the user's.
         happening: not a task's step, but something that takes place: a delivery, the end of a join.
         place: where it had waited before.
         stopped: how its thread was stopped in the midst of it, if it was: by code that blocks, or
@@ -190,12 +207,14 @@ class Step:
     time: float
     turn: str
     thread: str
+    own: str = ""
     rows: list[Row] = attrs.field(factory=list)
     waits: Place | None = None
     ended: bool = False
     instead: str | None = None
     choices: int = 1
     inside: bool = False
+    hidden: bool = False
     happening: bool = False
     place: Place | None = None
     stopped: str = ""
@@ -204,19 +223,30 @@ class Step:
 class Recorder(_simulation.Recorder):
     """Notes what happens in one run; to be entered around it, and given to its `Simulation`.
 
+    Args:
+        details: whether the lines and tasks of a kernel's own actors are noted, too.
+
     Attributes:
         steps: what happened, in order.
         messages: all that were sent, in order.
         raised: exceptions, each with the steps in which it was seen.
         ends: the step in which each task ended, by the name of its turn.
         threads: the thread of each, by the name of its turn.
+        hidden: the names of the turns that are part of how a kernel works.
+        awaited: what the tasks wait for that wait for a kernel, by the name of their turns.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, details: bool = False) -> None:
+        self.details = details
         self.steps: list[Step] = []
         self.messages: list[Message] = []
         self.ends: dict[str, int] = {}
         self.threads: dict[str, str] = {}
+        self.hidden: set[str] = set()
+        self.awaited: dict[str, Exchange] = {}
+        self._owner: dict[str, str] = {}
+        self._requests: dict[str, Message] = {}
+        self._replies: dict[str, Message] = {}
         self.raised: list[tuple[BaseException, int]] = []
         self._simulation: Simulation | None = None
         self._step = Step(-1, 0.0, "", "main", inside=True)
@@ -254,23 +284,29 @@ class Recorder(_simulation.Recorder):
         if simulation.failure is not None:
             self._step = Step(-1, simulation.clock.now, "", thread, inside=True)
             return
-        if turn is not chosen and turn.name == former.turn and instead is None:
+        if turn is not chosen and turn.name == former.own and instead is None:
             self._task, self._thread = turn.task, turn.thread
             former.stopped = ""  # nobody came in between
             return
         self._step = step = Step(
             number=len(self.steps),
             time=simulation.clock.now,
-            turn=turn.name,
+            turn=self.owner(turn.name),
+            own=turn.name,
             thread=thread,
             instead=_name(instead),
             choices=len(simulation.turns) + 1,
             inside=_is_inside(turn),
             happening=turn.happen is not None,
         )
+        step.hidden = not self.details and (
+            turn.name in self.hidden
+            or (step.inside and _is_kernels(thread))
+            or (step.happening and is_delivery(turn.name) is not None)
+        )
         if turn.thread is not None and turn.task is not None:
             self._last[turn.thread] = turn
-            step.place = await_place(turn.task) if turn is chosen else former.waits
+            step.place = self._await_place(turn.task) if turn is chosen else former.waits
         self._task, self._thread = turn.task, turn.thread
         self.threads[turn.name] = thread
         self.steps.append(step)
@@ -279,9 +315,20 @@ class Recorder(_simulation.Recorder):
         """A task has been seen for the first time."""
         assert turn.task is not None
         self._names[turn.task] = turn.name
+        thread = turn.thread.name if turn.thread is not None else ""
+        self.threads[turn.name] = thread
         if _is_inside(turn):
             self._inside.add(turn.name)
-        self.threads[turn.name] = turn.thread.name if turn.thread is not None else ""
+        elif not self.details and _is_machinery(turn.task, thread):
+            self.hidden.add(turn.name)
+            nursery = turn.task.parent_nursery
+            parent = self._names.get(nursery.parent_task) if nursery is not None else None
+            if parent is not None and "/" not in turn.task.name and parent not in self._inside:
+                self._owner[turn.name] = self.owner(parent)
+
+    def owner(self, turn: str) -> str:
+        """Whose a task's turn is: the turn of the kernel's actor that it is a part of, or it."""
+        return self._owner.get(turn, turn)
 
     def time(self, simulation: Simulation) -> None:
         """Time has passed: because all rests, or instead of something that could have happened."""
@@ -304,10 +351,10 @@ class Recorder(_simulation.Recorder):
     def _close_step(self) -> None:
         if self._task is not None and not self._step.ended:
             if self._thread is not None and self._thread.blocked is not None:
-                self._step.waits = calling_place(sys._getframe())
+                self._step.waits = self._calling_place(sys._getframe())
                 self._step.stopped = "is held up" if self._thread.paused else "blocks its thread"
             else:
-                self._step.waits = await_place(self._task)
+                self._step.waits = self._await_place(self._task)
         self._task = None
 
     def _instead(self, simulation: Simulation, chosen: Turn | None) -> Turn | None:
@@ -338,6 +385,10 @@ class Recorder(_simulation.Recorder):
         self._replace(trio.MemorySendChannel, "send", self._sending_async)
         self._replace(trio.MemoryReceiveChannel, "receive_nowait", self._taking)
         self._replace(trio.MemoryReceiveChannel, "receive", self._taking_async)
+        self._replace(Client, "request", self._requesting)
+        self._replace(OutputPort, "status", self._serving)
+        self._replace(WireSession, "serialize", self._replying)
+        self._replace(Exchange, "until", self._awaiting)
         self._replace(trio.CancelScope, "cancel", self._cancelling)
         self._replace(trio_run.Runner, "task_exited", self._exiting)
         self._tracing = sys.gettrace()
@@ -376,14 +427,18 @@ class Recorder(_simulation.Recorder):
     def _name_all(self) -> None:
         for effect, task in self._pending:
             effect.turn = self._names.get(task, "")
+        untold = self.hidden | self._inside | {""}
+        untold -= {each.own for each in self.steps if any(row.place for row in each.rows)}
         for step in self.steps:
             for row in step.rows:
-                row.effects = [
-                    effect
-                    for effect in row.effects
-                    if not isinstance(effect, Woke | Spawned)
-                    or (effect.turn and effect.turn not in self._inside)
-                ]
+                silent = row.place is None and step.hidden  # how a kernel wakes whom is its affair
+                effects, row.effects = row.effects, []
+                for each in effects:
+                    if isinstance(each, Woke | Spawned):
+                        if silent or each.turn in untold:
+                            continue
+                        each.turn = self.owner(each.turn)
+                    row.effects.append(each)
 
     @property
     def _active(self) -> bool:
@@ -395,13 +450,32 @@ class Recorder(_simulation.Recorder):
 
     def _row(self, depth: int = 2) -> Row:
         """The row for what the code that runs does now."""
-        place = calling_place(sys._getframe(depth))
+        place = self._calling_place(sys._getframe(depth))
         rows = self._step.rows
         if rows and (place is None or _same_line(rows[-1].place, place)):
             return rows[-1]
         row = Row(place, resumed=True)
         rows.append(row)
         return row
+
+    def _calling_place(self, frame: FrameType | None) -> Place | None:
+        return calling_place(frame, details=self.details)
+
+    def _await_place(self, task: trio.lowlevel.Task) -> Place | None:
+        return await_place(task, details=self.details)
+
+    def _is_kernels_own(self, frame: FrameType | None) -> bool:
+        """Whether it is the kernel's own code that makes the actors do something."""
+        if self.details:
+            return False
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file.startswith(_MACHINERY):
+                return True
+            if is_users_file(file):
+                return False
+            frame = frame.f_back
+        return False
 
     # -------------------------------------------------------------------------- wake-ups
 
@@ -427,11 +501,16 @@ class Recorder(_simulation.Recorder):
             if isinstance(getattr(task, "_next_send", None), outcome.Error) and isinstance(
                 getattr(task._next_send, "error", None), trio.Cancelled
             ):
-                why = "cancelled" if not by_time else "sleep" if _sleeps(task) else "timeout"
+                why = self._why_in_time(task) if by_time else "cancelled"
             effect = Woke("", why)
         self._pending.append((effect, task))
         self._wakers[task] = row
         row.effects.append(effect)
+
+    def _why_in_time(self, task: trio.lowlevel.Task) -> str:
+        if self._names[task] in self.hidden:  # where a kernel's method waits can't be seen
+            return "time"
+        return "sleep" if _sleeps(task) else "timeout"
 
     # -------------------------------------------------------------------------- messages
 
@@ -469,7 +548,8 @@ class Recorder(_simulation.Recorder):
     def _sending(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @trio.lowlevel.enable_ki_protection
         def send_nowait(end: Any, value: Any) -> Any:
-            if not self._active or _from_trio(sys._getframe(1)):
+            caller = sys._getframe(1)
+            if not self._active or _from_trio(caller) or self._is_kernels_own(caller):
                 return function(end, value)
             message = self._send(_shared(end), value)
             try:
@@ -483,7 +563,7 @@ class Recorder(_simulation.Recorder):
     def _sending_async(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @trio.lowlevel.enable_ki_protection
         async def send(end: Any, value: Any) -> Any:
-            if not self._active:
+            if not self._active or self._is_kernels_own(sys._getframe(1)):
                 return await function(end, value)
             message = self._send(_shared(end), value)
             try:
@@ -534,6 +614,7 @@ class Recorder(_simulation.Recorder):
         def resolve(promise: Any, result: outcome.Outcome[Any]) -> Any:
             ask = self._asks.get(id(promise))
             ended = isinstance(result, outcome.Value) and isinstance(result.value, Ended)
+            ended = ended and self._step.own not in self.hidden
             if self._active and not promise.resolved and (ask is not None or ended):
                 self._answer(promise, ask, result)
             return function(promise, result)
@@ -555,7 +636,7 @@ class Recorder(_simulation.Recorder):
             text,
             self._step.turn,
             self._step.number,
-            ask.sender if ask is not None else self._names.get(getattr(promise, "_task", None)),  # type: ignore[arg-type]
+            ask.sender if ask is not None else self._name_of(getattr(promise, "_task", None)),
         )
         self._asks[id(promise)] = message
         self.messages.append(message)
@@ -575,12 +656,81 @@ class Recorder(_simulation.Recorder):
 
         return wait
 
+    def _name_of(self, task: trio.lowlevel.Task | None) -> str | None:
+        name = self._names.get(task) if task is not None else None
+        return None if name is None else self.owner(name)
+
+    # ------------------------------------------------------------------ a kernel's messages
+
+    def _requesting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def request(client: Any, *args: Any, **kwargs: Any) -> Any:
+            exchange = function(client, *args, **kwargs)
+            if self._active:
+                step = self._step
+                message = Message("request", _request(exchange.message), step.turn, step.number)
+                self._requests[exchange.id] = message
+                self.messages.append(message)
+                self._row().effects.append(Sent(message))
+            return exchange
+
+        return request
+
+    def _serving(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def status(port: Any, state: str, parent: Any) -> Any:
+            message = self._requests.get(parent.msg_id) if parent is not None else None
+            if self._active and message is not None and message.taken is None:
+                message.taken = self._step.number
+                message.receiver = self._step.turn
+                self._step.rows.append(Row(None, [Taken(message)]))
+            return function(port, state, parent)
+
+        return status
+
+    def _replying(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def serialize(session: Any, msg_type: str, content: Any = None, **kwargs: Any) -> Any:
+            header = getattr(kwargs.get("parent"), "header", kwargs.get("parent"))
+            msg_id = getattr(header, "msg_id", "")
+            request = self._requests.get(msg_id)
+            if self._active and request is not None and msg_type.endswith("_reply"):
+                step = self._step
+                text = _reply(content or {})
+                message = Message("reply", text, step.turn, step.number, request.sender)
+                self._replies[msg_id] = message
+                self.messages.append(message)
+                if not step.rows:
+                    step.rows.append(Row(None))
+                step.rows[-1].effects.append(Sent(message))
+            return function(session, msg_type, content, **kwargs)
+
+        return serialize
+
+    def _awaiting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        async def until(exchange: Any, condition: Any) -> Any:
+            self.awaited[self._step.own] = exchange
+            try:
+                return await function(exchange, condition)
+            finally:
+                if self._active:  # else it has waited in vain
+                    self.awaited.pop(self._step.own, None)
+                    message = self._replies.get(exchange.id)
+                    if exchange.replies and message is not None and message.taken is None:
+                        message.taken = self._step.number
+                        message.receiver = self._step.turn
+                        self._row().effects.append(Taken(message))
+
+        return until
+
     # ------------------------------------------------------------------------ other things
 
     def _cancelling(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @trio.lowlevel.enable_ki_protection
         def cancel(scope: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._active and not self._step.inside and not scope.cancel_called:
+            if (
+                self._active
+                and not self._step.inside
+                and not scope.cancel_called
+                and not self._is_kernels_own(sys._getframe(1))
+            ):
                 self._row().effects.append(Said("cancels"))
             return function(scope, *args, **kwargs)
 
@@ -589,7 +739,7 @@ class Recorder(_simulation.Recorder):
     def _exiting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def task_exited(runner: Any, task: trio.lowlevel.Task, result: Any) -> Any:
             name = self._names.get(task)
-            if name is not None and self._active and name == self._step.turn:
+            if name is not None and self._active and name == self._step.own:
                 self._step.ended = True
                 self.ends[name] = self._step.number
                 error = getattr(result, "error", None)
@@ -614,7 +764,8 @@ class Recorder(_simulation.Recorder):
     # ------------------------------------------------------------------------------- lines
 
     def _trace_call(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
-        if not is_users(frame) or self._simulation is None:
+        file = frame.f_code.co_filename
+        if not is_users_file(file, details=self.details) or self._simulation is None:
             return None
         if _is_decision(frame.f_back):
             self._deciding = True
@@ -709,6 +860,41 @@ def _is_inside(turn: Turn) -> bool:
     return turn.thread is not None and turn.name.startswith(f"{turn.thread.name}<")
 
 
+def _is_kernels(thread: str) -> bool:
+    """Whether a thread is one of the simulated kernel's."""
+    return thread == KERNEL or thread.startswith(f"{KERNEL}/")
+
+
+def _is_machinery(task: trio.lowlevel.Task, thread: str) -> bool:
+    """Whether a task is part of how a kernel, or its client, works."""
+    file = getattr(task.coro, "cr_code", None)
+    name = file.co_filename if file is not None else ""
+    if _is_kernels(thread):
+        return not is_users_file(name)
+    return name.startswith(_MACHINERY) and not task.name.endswith(_simulation._ROOT)
+
+
+_DELIVERY: Final = re.compile(r"(.+) > (\S+) \d+")
+
+
+def is_delivery(name: str) -> re.Match[str] | None:
+    """Whether a happening is a message's arrival in the simulated network: from whom, where."""
+    return _DELIVERY.fullmatch(name)
+
+
+def _request(message: WireMessage) -> str:
+    """A request, for people."""
+    content = message.content
+    what = content.get("code", content.get("subshell_id"))
+    return message.header.msg_type + ("" if what is None else f" {brief(what, 32)}")
+
+
+def _reply(content: Mapping[str, Any]) -> str:
+    """A reply, for people."""
+    more = content.get("ename", content.get("subshell_id"))
+    return f"{content.get('status')}" + ("" if more is None else f" {known_ids(str(more))}")
+
+
 def _is_decision(frame: FrameType | None) -> bool:
     """Whether a frame is where the simulation asks its chooser, which may be the user's code."""
     return (
@@ -745,50 +931,44 @@ def _library_roots() -> tuple[str, ...]:
 
 
 _LIBRARIES: Final = _library_roots()
-_PACKAGE: Final = Path(__file__).parent.parent
-_INSIDE: Final = tuple(str(_PACKAGE / name) + os.sep for name in ("actors", "testing"))
+_PACKAGE: Final = str(Path(__file__).parent.parent) + os.sep
+_ACTORS: Final = f"{_PACKAGE}actors{os.sep}"
+_TESTING: Final = f"{_PACKAGE}testing{os.sep}"
+_MACHINERY: Final = tuple(
+    f"{_PACKAGE}{name}{os.sep}" for name in ("kernel", "ipython", "sockets", "wire", "testing")
+)
 
 
 @cache
-def is_users_file(file: str) -> bool:
-    """Whether a file is the user's: neither a library's nor of the actors or the simulator."""
+def is_users_file(file: str, *, details: bool = False) -> bool:
+    """Whether a file is the user's: neither a library's nor of `trio_subshells`.
+
+    Args:
+        file: its path.
+        details: whether a kernel's own code counts as the user's; actors and simulator never do.
+    """
     if file.startswith("<"):  # made by exec: attrs' methods, namedtuples
         return file.startswith(("<ipython-input", "<doctest"))
-    return not file.startswith(_LIBRARIES + _INSIDE)
+    if file.startswith(_PACKAGE):  # which may be among the libraries
+        return details and not file.startswith((_ACTORS, _TESTING))
+    return not file.startswith(_LIBRARIES)
 
 
-def is_users(frame: FrameType) -> bool:
-    """Whether a frame runs the user's code."""
-    return is_users_file(frame.f_code.co_filename)
-
-
-def calling_place(frame: FrameType | None) -> Place | None:
+def calling_place(frame: FrameType | None, *, details: bool = False) -> Place | None:
     """The innermost line of the user's that is being run."""
     while frame is not None:
-        if is_users(frame):
+        if is_users_file(frame.f_code.co_filename, details=details):
             return _place_of(frame)
         frame = frame.f_back
     return None
 
 
-def await_place(task: trio.lowlevel.Task) -> Place | None:
+def await_place(task: trio.lowlevel.Task, *, details: bool = False) -> Place | None:
     """The innermost line of the user's where a task waits."""
     found = None
     for frame, line in task.iter_await_frames():
-        if is_users(frame) and line is not None:
+        if line is not None and is_users_file(frame.f_code.co_filename, details=details):
             found = Place(frame.f_code.co_filename, line, _function(frame.f_code))
-    return found
-
-
-def traceback_place(error: BaseException) -> Place | None:
-    """The innermost line of the user's that raised."""
-    found = None
-    traceback = error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if is_users_file(code.co_filename):
-            found = Place(code.co_filename, traceback.tb_lineno, _function(code))
-        traceback = traceback.tb_next
     return found
 
 
@@ -828,7 +1008,15 @@ def brief(value: object, most: int = 60) -> str:
         text = repr(value)
     except Exception as error:  # a repr may be as broken as the code that is tested
         text = f"<{type(value).__name__}, whose repr raises {type(error).__name__}>"
-    return shorten(" ".join(text.split()), most)
+    return shorten(known_ids(" ".join(text.split())), most)
+
+
+_ID: Final = re.compile(r"\b0{8}-0{4}-4000-8000-0*([0-9a-f]+)\b")
+
+
+def known_ids(text: str) -> str:
+    """Shorten the ids that the simulator has given, which count from 1."""
+    return _ID.sub(r"…\1", text)
 
 
 def shorten(text: str, most: int) -> str:

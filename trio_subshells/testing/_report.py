@@ -47,6 +47,7 @@ def make_report(
     *,
     directory: Path | None,
     name: str | None,
+    details: bool = False,
 ) -> Report | None:
     """Run a failing schedule once more, and tell what happens.
 
@@ -56,11 +57,12 @@ def make_report(
         directory: where the picture is to be written, if anywhere. It is made if it isn't there,
             with a ``.gitignore`` in it.
         name: what the files' names are made of.
+        details: whether a kernel's own code is told of, too.
 
     Returns:
         None if the schedule doesn't fail when it is recorded.
     """
-    with Recorder() as recorder:
+    with Recorder(details=details) as recorder:
         failure = run(recorder).failure
     if failure is None:
         return None

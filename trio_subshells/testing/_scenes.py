@@ -21,7 +21,22 @@ from typing import Final
 import attrs
 import trio
 
-from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Woke, shorten
+from ._client import Exchange
+from ._record import (
+    KERNEL,
+    Place,
+    Recorder,
+    Row,
+    Said,
+    Sent,
+    Spawned,
+    Step,
+    Taken,
+    Woke,
+    is_delivery,
+    known_ids,
+    shorten,
+)
 
 _RISING: Final = 1_000.0
 _NEAR: Final = 50.0
@@ -43,6 +58,9 @@ _TRIVIAL: Final = (
     "while ",
     "try:",
     "else:",
+    "match ",
+    "case ",
+    "super().",
 )
 
 
@@ -55,12 +73,14 @@ class Line:
         row: the line, and what it led to.
         end: ``waits``, ``ends`` and the like if it is the last one of its step, else empty.
         failure: the failure came up here.
+        times: how often in a row.
     """
 
     step: Step
     row: Row
     end: str = ""
     failure: bool = False
+    times: int = 1
 
 
 @attrs.frozen(eq=False)
@@ -69,15 +89,28 @@ class Switch:
 
     Attributes:
         step: what was next.
-        kept: the name of the turn that had to wait; empty if it was one of trio's own tasks.
+        kept: the name of the turn that had to wait; empty if that is nothing that is told of.
         about: the line with which that went on later; None if it never did.
-        came: where it had waited until then; None if it had not begun.
+        came: where it had waited until then, if that is known.
+        begun: whether it had begun.
+        on: the name of the turn whose line is told next, if `step` is hidden.
+        delayed: what had to wait, in words, if it has no turn that is told of.
+        count: of how many such decisions in a row it stands for.
     """
 
     step: Step
     kept: str
     about: Row | None
     came: Place | None
+    begun: bool
+    on: str = ""
+    delayed: str = ""
+    count: int = 1
+
+    @property
+    def turn(self) -> str:
+        """The name of the turn that went on, as far as can be told; empty if it can't."""
+        return self.on or ("" if self.step.hidden else self.step.turn)
 
 
 @attrs.frozen(eq=False)
@@ -106,6 +139,21 @@ class Gap:
     turns: tuple[str, ...]
 
 
+@attrs.frozen(eq=False)
+class Waiting:
+    """A task that waits in vain.
+
+    Attributes:
+        turn: the name of its turn.
+        place: where it waits.
+        what: for what, if that is known, in words.
+    """
+
+    turn: str
+    place: Place | None
+    what: str = ""
+
+
 Item = Line | Switch | Passing | Gap
 
 
@@ -120,7 +168,8 @@ class Scene:
         items: what happened.
         labels: what to call the tasks, by the names of their turns.
         threads: the threads of these tasks, by the names of their turns.
-        waiting: who waits in vain at the end, and where, if that is the failure.
+        waiting: who waits in vain at the end, where, and for what, if that is the failure.
+        hidden: how many tasks of the kernel wait as well.
         switches: how many decisions made a difference.
     """
 
@@ -130,7 +179,8 @@ class Scene:
     items: tuple[Item, ...]
     labels: dict[str, str]
     threads: dict[str, str]
-    waiting: tuple[tuple[str, Place | None], ...]
+    waiting: tuple[Waiting, ...]
+    hidden: int
     switches: int
 
     def label(self, turn: str) -> str:
@@ -150,19 +200,25 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
     error = errors[0]
     stuck = not any(each is error for each, _ in recorder.raised)
     last = _failing_step(recorder, error)
-    everything = list(_everything(recorder, error, last))
+    everything = _without_repeats(_up_to_failure(_everything(recorder, error, last)))
     weights = _weigh(everything, last)
     items = tuple(_choose(everything, weights, most))
     named = {step.turn for step in recorder.steps if step.turn}
     waiting = tuple(_waiting(recorder)) if stuck else ()
+    told = tuple(
+        attrs.evolve(each, turn=recorder.owner(each.turn))
+        for each in waiting
+        if each.turn not in recorder.hidden or each.place
+    )
     return Scene(
         failure=error,
         others=len(errors) - 1,
         place=_failing_place(recorder, error),
         items=items,
-        labels=labels(named | set(recorder.threads)),
+        labels=labels({recorder.owner(each) for each in named | set(recorder.threads)}),
         threads=dict(recorder.threads),
-        waiting=waiting,
+        waiting=told,
+        hidden=len(waiting) - len(told),
         switches=sum(isinstance(item, Switch) for item in everything),
     )
 
@@ -201,31 +257,109 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
     place = _failing_place(recorder, error)
     home = place.file if place is not None else ""
     seen: dict[str, set[Place]] = {}
+    held: Switch | None = None  # until there is something to tell after it
     for step in steps:
         if _is_told(step):
             assert step.instead is not None
             about = _next_row(steps, step.number + 1, step.instead, home)
-            yield Switch(step, step.instead, about, came.get(step.instead))
+            kept, delayed = _kept(recorder, step.instead, about)
+            begun = step.instead in came or step.instead in recorder.hidden
+            place = came.get(step.instead)
+            switch = Switch(step, kept, about, place, begun, delayed=delayed)
+            held = switch if held is None else _merge(held, switch)
+        items = list[Item]()
         if not step.turn:
-            yield Passing(step, step.rows[0])
+            items = [Passing(step, step.rows[0])]
         elif not step.inside:
-            yield from _lines(step, error, last, seen.setdefault(step.turn, set()))
-            came[step.turn] = step.waits
+            items = list(_lines(step, error, last, seen.setdefault(step.own, set())))
+            came[step.own] = step.waits
+        if held is not None and (items or not step.hidden):
+            hidden = step.hidden or held.step is not step
+            yield attrs.evolve(held, on=step.turn) if hidden else held
+            held = None
+        yield from items
+    if held is not None:
+        yield held
+
+
+def _up_to_failure(items: Iterable[Item]) -> list[Item]:
+    """What comes after the last line that has failed is only what it takes to end."""
+    found = list(items)
+    for index in range(len(found) - 1, -1, -1):
+        item = found[index]
+        if isinstance(item, Line) and item.failure:
+            return found[: index + 1]
+    return found
+
+
+def _without_repeats(items: Iterable[Item]) -> list[Item]:
+    """What the same task does over and over again is told once."""
+    found: list[Item] = []
+    for item in items:
+        former = found[-1] if found else None
+        if isinstance(item, Line) and isinstance(former, Line) and _is_same(former, item):
+            found[-1] = attrs.evolve(former, times=former.times + 1)
+        else:
+            found.append(item)
+    return found
+
+
+def _is_same(one: Line, other: Line) -> bool:
+    """Whether both are the same line, in steps of their own, that does nothing to anybody."""
+    first, second = one.row, other.row
+    return (
+        one.step is not other.step
+        and one.step.own == other.step.own
+        and one.step.time == other.step.time
+        and first.place is not None
+        and first.place == second.place
+        and one.end == other.end == "waits"
+        and not (first.effects or second.effects or first.assigned or second.assigned)
+        and first.raised is second.raised is None
+    )
+
+
+def _kept(recorder: Recorder, instead: str, about: Row | None) -> tuple[str, str]:
+    """What had to wait: a turn that can be told of, or words."""
+    if delivery := is_delivery(instead):
+        sender, where = delivery.groups()
+        sender = _last_part(recorder.owner(sender))
+        if where.startswith("iopub") and sender != "client":
+            return "", f"some output of {'the main shell' if sender == KERNEL else sender} arrives"
+        return "", f"the next message from {sender} to {where} arrives"
+    if instead in recorder.hidden and (about is None or about.place is None):
+        return "", f"{_last_part(recorder.owner(instead))} goes on, inside of the kernel"
+    return recorder.owner(instead), ""
+
+
+def _merge(first: Switch, second: Switch) -> Switch:
+    """Of two decisions with nothing to tell in between, the one that says more."""
+    better = second if second.kept and not first.kept else first
+    return attrs.evolve(better, count=first.count + 1)
 
 
 def _lines(step: Step, error: BaseException, last: int, seen: set[Place]) -> Iterator[Line]:
     rows = [row for row in step.rows if row.place is not None or row.effects]
     rows = [row for row in rows if row is rows[-1] or not _is_trivial(row, seen)]
     seen.update(row.place for row in rows if row.place is not None)
-    end = "ends" if step.ended else "waits" if step.waits is not None else ""
+    ended = step.ended and step.own == step.turn
+    end = "ends" if ended else "waits" if step.waits is not None or _pauses(step, rows) else ""
     end = step.stopped or end
-    if not rows and step.ended and not step.happening:
+    if not rows and ended and not step.happening and not step.hidden:
         rows = [Row(step.place, resumed=True)]
     for row in rows:
         failing = row.raised is error
         yield Line(step, row, end if row is rows[-1] else "", failing)
         if failing and step.number == last:
             return
+
+
+def _pauses(step: Step, rows: Sequence[Row]) -> bool:
+    """Whether a kernel's method waits: what calls it doesn't let the simulator look inside."""
+    if not step.hidden or not rows:
+        return False
+    effects = rows[-1].effects
+    return not any(isinstance(each, Sent) and each.message.kind == "reply" for each in effects)
 
 
 def _is_told(step: Step) -> bool:
@@ -246,7 +380,7 @@ def _is_trivial(row: Row, seen: set[Place] | frozenset[Place] = frozenset()) -> 
 def _next_row(steps: Sequence[Step], start: int, turn: str, home: str) -> Row | None:
     """The first line that a task runs from some step on; rather one in the file that has failed."""
     for step in steps[start:]:
-        if step.turn == turn and step.rows:
+        if step.own == turn and step.rows:
             rows = [row for row in step.rows if row.place is not None and not row.resumed]
             rows = [row for row in rows if not _is_trivial(row)]
             at_home = (row for row in rows if _is_at(row, home))
@@ -254,14 +388,28 @@ def _next_row(steps: Sequence[Step], start: int, turn: str, home: str) -> Row | 
     return None
 
 
-def _waiting(recorder: Recorder) -> Iterator[tuple[str, Place | None]]:
+def _waiting(recorder: Recorder) -> Iterator[Waiting]:
     places: dict[str, Place | None] = {}
     for step in recorder.steps:
         if step.turn and not step.inside and not step.happening:
-            places[step.turn] = step.waits
+            places[step.own] = step.waits
+            if _pauses(step, step.rows):
+                places[step.own] = step.rows[-1].place
             if step.ended:
-                del places[step.turn]
-    yield from places.items()
+                del places[step.own]
+    for turn, place in places.items():
+        exchange = recorder.awaited.get(turn)
+        yield Waiting(turn, place, "" if exchange is None else _missing(exchange))
+
+
+def _missing(exchange: Exchange) -> str:
+    """What of an exchange has not come."""
+    request = exchange.message.header.msg_type
+    if not exchange.replies:
+        return f"{request} has no reply"
+    if "idle" not in exchange.states:
+        return f"the kernel is not idle after {request}"
+    return f"{request} has its reply"
 
 
 # ----------------------------------------------------------------------------------- weight
@@ -333,7 +481,7 @@ def _around(items: Sequence[Item], index: int, switch: Switch) -> Iterator[int]:
             break
     for after in range(index + 1, len(items)):
         item = items[after]
-        if isinstance(item, Line | Passing) and item.step is switch.step:
+        if isinstance(item, Line | Passing) and (item.step is switch.step or switch.on):
             yield after
             break
     for after in range(index + 1, len(items)):
@@ -368,6 +516,8 @@ def _weight(item: Item, names: frozenset[str], home: str) -> float:
     elif _is_at(row, home):
         weight = _HOME
     for effect in row.effects:
+        if isinstance(effect, Sent | Taken) and effect.message.sender == effect.message.receiver:
+            continue  # a queue of one's own
         if isinstance(effect, Sent):
             weight = max(weight, 60.0 if effect.message.taken is not None else 90.0)
         elif isinstance(effect, Taken | Said):
@@ -459,5 +609,11 @@ def labels(names: Iterable[str]) -> dict[str, str]:
             short = "/".join(path[-length:])
             if sum(other[-length:] == path[-length:] for other in parts.values()) == 1:
                 break
-        found[name] = short.removeprefix("trio ")
+        found[name] = known_ids(short.removeprefix("trio "))
+    if KERNEL in found and "main" in found:
+        found["main"] = "test"  # not to be taken for the kernel's main shell
     return found
+
+
+def _last_part(turn: str) -> str:
+    return known_ids(turn.rpartition("/")[2])

@@ -16,16 +16,55 @@ from typing import Final
 
 import attrs
 
-from ._errors import Deadlock
-from ._record import Place, Recorder, Row, Said, Sent, Spawned, Step, Taken, Woke, shorten
-from ._scenes import Gap, Item, Line, Passing, Scene, Switch, compose
+from ._errors import Deadlock, LeftBehind, NoProgress, RealInput, Unjoined
+from ._model import ProtocolViolation
+from ._record import (
+    Place,
+    Recorder,
+    Row,
+    Said,
+    Sent,
+    Spawned,
+    Step,
+    Taken,
+    Woke,
+    known_ids,
+    shorten,
+)
+from ._scenes import Gap, Item, Line, Passing, Scene, Switch, Waiting, compose
 
 WIDTH: Final = 110
 ARROW: Final = "━━▶"
+_MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (
+        Deadlock,
+        "Every task that is left waits for something that only another one could do. See the end.",
+    ),
+    (
+        NoProgress,
+        "What the test waits for never comes, though tasks go on, or time does. See the end.",
+    ),
+    (
+        Unjoined,
+        "The test has ended, and a thread that it has started was not waited for.",
+    ),
+    (
+        LeftBehind,
+        "All went well, yet something was forgotten: a coroutine not awaited, a file not closed.",
+    ),
+    (
+        RealInput,
+        "The test wants real input or output, which no schedule can decide on: use a stand-in.",
+    ),
+    (
+        ProtocolViolation,
+        "What the kernel's clients have seen is not what the Jupyter protocol allows.",
+    ),
+)
 _EXPLANATION: Final = (
     "What ran, in this order (a task runs until it awaits something, then another may go on)"
 )
-_ITEMS: Final = 24
+_ITEMS: Final = 27
 _MOST_WAITING: Final = 6
 _MOST_MESSAGE: Final = 4
 _MOST_CODE: Final = 50
@@ -80,11 +119,18 @@ def headline(scene: Scene) -> list[str]:
     return [shorten(line, WIDTH) for line in lines]
 
 
+def meaning_of(error: BaseException) -> str:
+    """What a failure means that the simulator has found; empty for the user's own exceptions."""
+    return next((words for kind, words in _MEANINGS if isinstance(error, kind)), "")
+
+
 def _what(scene: Scene) -> Iterator[str]:
     yield from headline(scene)
     if scene.place is not None:
         where = f"  raised in {scene.place.function}, {scene.place.short}:  "
         yield where + shorten(scene.place.code, max(20, WIDTH - len(where)))
+    if meaning := meaning_of(scene.failure):
+        yield f"  {meaning}"
     if scene.others:
         yield f"  and {scene.others} more exception{'s' * (scene.others > 1)}"
 
@@ -109,15 +155,17 @@ def _who_waits(scene: Scene) -> Iterator[str]:
         return
     yield ""
     yield waiting_words(scene)
-    for turn, place in scene.waiting[:_MOST_WAITING]:
-        where = "" if place is None else f" at {place.short}:  {place.code}"
-        yield shorten(f"  {scene.label(turn)} waits{where}", WIDTH)
-    if len(scene.waiting) > _MOST_WAITING:
-        yield f"  … and {len(scene.waiting) - _MOST_WAITING} more"
+    for each in scene.waiting[:_MOST_WAITING]:
+        yield shorten(f"  {waiter_words(scene, each)}", WIDTH)
+    left = len(scene.waiting[_MOST_WAITING:])
+    if left:
+        yield f"  … and {left} more"
+    if scene.hidden:
+        yield f"  … and {_counted(scene.hidden, 'task', 'tasks')} of the kernel's own"
 
 
 def _counted(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+    return f"{count:,} {one if count == 1 else many}"
 
 
 # --------------------------------------------------------------------------------- the trace
@@ -151,7 +199,8 @@ class _Table:
         yield f"{_EXPLANATION}{';' if marked else ':'}"
         if marked:
             yield f"{ARROW} is where another one went on than usual, which makes the difference:"
-        yield self._cells("time", "task", "line of code", "what it leads to", self._where_title())
+        titles = ("time", "task", "line of code", ["what it leads to"], self._where_title())
+        yield self._cells(*titles)
         for item in self._scene.items:
             match item:
                 case Line():
@@ -170,7 +219,7 @@ class _Table:
                     yield shorten(f"{time:>{self._time}}  {words}", WIDTH)
                 case Gap():
                     self._said_task = ""
-                    yield f"{'…':>{self._time}}  {gap_words(self._scene, item)}"
+                    yield shorten(f"{'…':>{self._time}}  {gap_words(self._scene, item)}", WIDTH)
 
     def _line(self, line: Line) -> str:
         label = shorten(self._scene.label(line.step.turn), self._task)
@@ -186,17 +235,16 @@ class _Table:
             self._place(line.row.place),
         )
 
-    def _cells(self, time: str, task: str, code: str, effects: str, where: str) -> str:
+    def _cells(self, time: str, task: str, code: str, effects: Sequence[str], where: str) -> str:
         room = self._room
-        if effects:
-            code_room = min(self._code, max(room - len(effects) - 2, 28))
+        followed = _joined(effects, room - min(len(code), 28) - 2)
+        if followed and code:
+            code_room = min(self._code, max(room - len(followed) - 2, 28))
             code = shorten(code, code_room)
-            column = min(self._code, max(len(code), room - len(effects) - 2))
-            text = f"{code:<{column}}  {effects}"
+            column = min(self._code, max(len(code), room - len(followed) - 2))
+            text = f"{code:<{column}}  {followed}"
         else:
-            text = code
-        if not code:
-            text = effects
+            text = code or followed
         text = shorten(text, room)
         return f"{time:>{self._time}}  {task:<{self._task}}  {text:<{room}}  {where:>{self._where}}"
 
@@ -214,6 +262,17 @@ class _Table:
         if place is None:
             return ""
         return f"{place.line}" if self._file is not None else place.short
+
+
+def _joined(effects: Sequence[str], room: int) -> str:
+    """What followed, in one line. What is least needed is left out where that is too long."""
+    words = list(effects)
+    for start in ("wakes ", "waits", "ends"):
+        if len("; ".join(words)) <= room:
+            break
+        if len(words) > 1:
+            words = [each for each in words if not each.startswith(start)]
+    return "; ".join(words)
 
 
 def _timed(items: Sequence[Item]) -> Iterator[Line | Passing]:
@@ -237,8 +296,8 @@ def code_of(line: Line) -> str:
     return line.row.place.code if line.row.place is not None else ""
 
 
-def effects_of(scene: Scene, line: Line) -> str:
-    """What a line led to, in words."""
+def effects_of(scene: Scene, line: Line) -> list[str]:
+    """What a line led to, in words, in order."""
     row = line.row
     answered = any(
         isinstance(each, Taken) and each.message.kind == "answer" for each in row.effects
@@ -256,8 +315,8 @@ def effects_of(scene: Scene, line: Line) -> str:
     if row.raised is not None:
         words.append(f"raises {type(row.raised).__name__}")
     elif line.end:
-        words.append(line.end)
-    return "; ".join(words)
+        words.append(line.end if line.times == 1 else f"{line.end}, {line.times} times")
+    return words
 
 
 def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> str:
@@ -277,11 +336,17 @@ def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> 
                     return f"answers {to} {message.text}"
                 case "end":
                     return f"tells {to}: {message.text}"
+                case "request" if not message.receiver:
+                    return f"sends {message.text} (never served)"
+                case "reply":
+                    return f"replies {message.text}"
             return f"sends {to} {message.text}{lost}"
         case Taken(message):
             by = scene.label(message.sender)
             match message.kind:
-                case "answer":
+                case "request":
+                    return f"serves {message.text} of {by}"
+                case "answer" | "reply":
                     return f"is answered {message.text} by {by}"
                 case "end":
                     return f"learns that {message.text}"
@@ -296,6 +361,17 @@ def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> 
             return text
 
 
+def thread_words(scene: Scene, thread: str) -> str:
+    """What to call a thread; tasks of no thread are what takes place in between."""
+    if thread == "main" and scene.label(thread) == "test":
+        return "the test's thread"
+    return (
+        f"thread {known_ids(thread.rpartition('/')[2]).removeprefix('trio ')}"
+        if thread
+        else "elsewhere"
+    )
+
+
 def waiting_words(scene: Scene) -> str:
     """What to say before the list of those who wait at the end."""
     if isinstance(scene.failure, Deadlock):
@@ -303,28 +379,44 @@ def waiting_words(scene: Scene) -> str:
     return "At the end, these are still there:"
 
 
+def waiter_words(scene: Scene, waiting: Waiting) -> str:
+    """Who waits in vain, where, and for what."""
+    place = waiting.place
+    where = "" if place is None else f" at {place.short}:  {place.code}"
+    what = f"  ({waiting.what})" if waiting.what else ""
+    return f"{scene.label(waiting.turn)} waits{where}{what}"
+
+
 def switch_words(scene: Scene, switch: Switch) -> str:
     """A decision that made the difference, in words."""
     kept = scene.label(switch.kept)
     step = switch.step
-    before = f" before {kept} goes on" if kept else ""
-    instead = f" instead of {kept}" if kept else ""
+    delayed = f"{kept} goes on" if kept else switch.delayed
+    before = f" before {delayed}" if delayed else ""
+    instead = f" instead of {kept}" if kept else before
+    on = scene.label(switch.turn)
     if not step.turn:
         went_on = f"here time passes{before}"
-    elif step.inside:
-        thread = step.thread.removeprefix("trio ")
-        went_on = f"here thread {thread} does what other threads have asked of it{before}"
-    elif step.happening:
+    elif on and on == kept:
+        return f"here something else comes first, inside of the kernel, and {kept} goes on later"
+    elif not on:
+        went_on = f"here something happens inside of the kernel{before}"
+    elif step.inside and not step.hidden:
+        thread = thread_words(scene, step.thread)
+        went_on = f"here {thread} does what other threads have asked of it{before}"
+    elif step.happening and not step.hidden:
         went_on = f"here this takes place{before}: {step.turn};"
     else:
-        went_on = f"here {scene.label(step.turn)} goes on{instead}"
+        went_on = f"here {on} goes on{instead}"
     if not kept:
-        return f"{went_on}, sooner than usual"
-    if switch.came is None:
+        return went_on if delayed else f"{went_on}, sooner than usual"
+    if not switch.begun:
         return f"{went_on}, which was about to begin"
     place = switch.about.place if switch.about is not None else None
-    if place is None:
+    if place is None and switch.came is not None:
         return f"{went_on}, which had come to line {switch.came.line}: {switch.came.code}"
+    if place is None:
+        return went_on
     return f"{went_on}, which was about to run line {place.line}: {place.code}"
 
 
@@ -334,10 +426,16 @@ def passing_words(scene: Scene, step: Step, row: Row) -> str:
     for effect in row.effects:
         if isinstance(effect, Woke):
             who = scene.label(effect.turn)
-            words.append(
-                f"{who} has slept" if effect.why == "sleep" else f"the timeout of {who} expires"
-            )
+            words.append(_IN_TIME[effect.why].format(who))
     return f"time passes{': ' if words else ''}{', '.join(words)}"
+
+
+_IN_TIME: Final = {
+    "event": "{} goes on",
+    "sleep": "{} has slept",
+    "timeout": "the timeout of {} expires",
+    "time": "{} has waited long enough",
+}
 
 
 def gap_words(scene: Scene, gap: Gap) -> str:
