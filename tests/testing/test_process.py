@@ -213,3 +213,39 @@ def test_outside_of_a_simulation_everything_is_real() -> None:
     functions = threading.get_ident, time.monotonic, time.sleep, trio.to_thread.run_sync
     once(body)
     assert (threading.get_ident, time.monotonic, time.sleep, trio.to_thread.run_sync) == functions
+
+
+@pytest.mark.parametrize("host", [actors.TaskHost(), actors.ThreadHost()], ids=["task", "thread"])
+def test_a_loop_that_dies_is_a_failure(host: actors.Host) -> None:
+    class Deadly(actors.Actor):
+        """Does to its loop what trio calls an internal error: wakes a task that doesn't wait."""
+
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            token = trio.lowlevel.current_trio_token()
+            task = trio.lowlevel.current_task()
+            token.run_sync_soon(trio.lowlevel.reschedule, task)
+            token.run_sync_soon(trio.lowlevel.reschedule, task)
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
+
+    async def body() -> None:
+        async with actors.open_system() as system:
+            counter = await system.spawn(Counter(), name="counter", host=actors.ThreadHost())
+            await system.spawn(Deadly(), name="deadly", host=host)
+            for _ in range(10):
+                await counter.ask(Total(), timeout=math.inf)
+
+    with pytest.raises(ScheduleFailed) as raised:
+        explore(body, schedules=50, strategy=Random())
+    assert isinstance(raised.value.failure, trio.TrioInternalError)
+
+
+def test_what_fails_outside_of_any_task_is_a_failure() -> None:
+    async def body() -> None:
+        simulation = Simulation.current
+        assert simulation is not None
+        simulation.add(simulation.happening(None, "a failure", lambda: 1 / 0))
+        await trio.sleep(10)
+
+    with pytest.raises(ScheduleFailed) as raised:
+        explore(body, schedules=1)
+    assert isinstance(raised.value.failure, ZeroDivisionError)

@@ -198,6 +198,7 @@ class Loop:
             self.finished = True
         except BaseException:
             self.finished = True
+            self.runner.entry_queue.done = True  # it ends like others: nobody can wake its tasks
             raise
         self._first = False
 

@@ -202,7 +202,7 @@ class Simulation:
         self.os_thread = 0
         self.kept: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
         """How to read and to write what belongs to an OS thread, and has to be kept for each."""
-        self._cancel_all: list[trio.CancelScope] = []
+        self._cancel_all: list[tuple[SimulatedThread, trio.CancelScope]] = []
 
     # ----------------------------------------------------------------------------- the run
 
@@ -242,7 +242,7 @@ class Simulation:
 
         async def root() -> object:
             with trio.CancelScope() as scope:
-                self._cancel_all.append(scope)
+                self._cancel_all.append((thread, scope))
                 if self.failure is not None:
                     scope.cancel()
                 return await body()
@@ -300,8 +300,11 @@ class Simulation:
             thread.loop.enter()
         try:
             thread.loop.step(task)
-        except BaseException as error:
+        except BaseException as error:  # trio's own: the loop is dead, with tasks in it
             self.fail(error)
+            runner = thread.loop.runner
+            self.turns[:] = [each for each in self.turns if each.thread is not thread]
+            self._fresh[:] = [each for each in self._fresh if each._runner is not runner]
         if thread.loop.finished:
             self._entered = None
             self._end_of(thread)
@@ -325,8 +328,14 @@ class Simulation:
             self.failure = error
             self.failed_at = len(self.trace)
             self._max_steps = len(self.trace) + _STEPS_TO_END
-            for scope in self._cancel_all:
-                scope.cancel()
+            place = save_place()
+            for thread, scope in self._cancel_all:
+                if not thread.loop.finished:
+                    thread.loop.enter()
+                    scope.cancel()
+            restore_place(place)
+            if self._entered is not None:
+                self._entered.loop.enter()
 
     # ------------------------------------------------------------------------- what is next
 
@@ -374,7 +383,10 @@ class Simulation:
             last = None
             default = 0
             self._turn = None
-            turn.happen()
+            try:
+                turn.happen()
+            except Exception as error:  # what is woken doesn't wait, or is gone
+                self.fail(error)
             if turn.thread is not None:
                 return turn  # its thread was blocked until then
 
