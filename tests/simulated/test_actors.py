@@ -67,7 +67,7 @@ async def together(*functions: Callable[[], Awaitable[object]]) -> None:
             nursery.start_soon(function, name=f"{function.__name__}#{number}")
 
 
-async def in_another_thread(system: actors.Supervisor, name: str, function) -> None:  # noqa: ANN001
+async def in_another_thread(system: actors.Supervisor, name: str, function) -> None:
     """Call an async function in a thread of its own, and wait for its end."""
 
     class Caller(actors.Actor):
