@@ -200,6 +200,8 @@ class WireSession:
             ValueError: `replay_memory` is negative.
         """
         own = self.session_id if refuse_own else None
+        if not self._signer.signs:
+            replay_memory = min(replay_memory, 0)  # nothing would ever get into it
         return Receiver(self._signer, ReplayMemory(replay_memory), own)
 
     def _frames(
