@@ -174,6 +174,49 @@ def test_who_waits_until_all_tasks_are_blocked_is_told() -> None:
         assert stepper.loop.finished
 
 
+def test_instruments_are_called_as_long_as_they_are_there() -> None:
+    seen: list[str] = []
+
+    class Watch(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task.name.endswith("body"):
+                seen.append("step")
+
+    async def body() -> int:
+        watch = Watch()
+        trio.lowlevel.add_instrument(watch)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        trio.lowlevel.remove_instrument(watch)
+        await trio.lowlevel.checkpoint()
+        return len(seen)
+
+    assert Stepper(body).run() == 3
+
+
+@pytest.mark.parametrize("cushion", [0.0, 5.0])
+def test_all_who_wait_for_idle_are_told_in_the_order_of_their_cushions(cushion: float) -> None:
+    told: list[str] = []
+
+    async def wait(name: str, cushion: float) -> None:
+        await trio.testing.wait_all_tasks_blocked(cushion)
+        told.append(name)
+
+    async def body() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, "later", cushion + 1)
+            nursery.start_soon(wait, "first", cushion)
+
+    stepper = Stepper(body)
+    with stepper.begun():
+        stepper.rest()
+        for names in (["first"], ["first", "later"]):
+            stepper.loop.tell_idle()
+            stepper.rest()
+            assert told == names
+        assert stepper.loop.finished
+
+
 def test_two_loops_take_turns_in_one_thread() -> None:
     seen: list[tuple[str, object]] = []
 

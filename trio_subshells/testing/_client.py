@@ -6,8 +6,10 @@ comes, by the request that it belongs to (`Exchange`). It belongs to the trio lo
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, Protocol
 
 import attrs
@@ -30,6 +32,14 @@ class ClientSocket(Protocol):
 
     def close(self) -> None:
         """Close it."""
+
+
+class HandingSocket(ABC):
+    """A `ClientSocket` that needs nobody to receive from it."""
+
+    @abstractmethod
+    async def read(self, reader: Callable[[list[bytes]], object]) -> None:
+        """Have each message handed to a function, until cancelled."""
 
 
 @attrs.frozen
@@ -192,12 +202,18 @@ class Client:
     async def _read(self, channel: Channel, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
             task_status.started(scope)
+            socket = self._sockets[channel]
+            if isinstance(socket, HandingSocket):
+                await socket.read(partial(self._receive, channel))
             while True:
                 try:
-                    frames = await self._sockets[channel].receive()
+                    frames = await socket.receive()
                 except trio.ClosedResourceError:
                     return
-                self._take(channel, self._receiver.receive(frames).open())
+                self._receive(channel, frames)
+
+    def _receive(self, channel: Channel, frames: list[bytes]) -> None:
+        self._take(channel, self._receiver.receive(frames).open())
 
     def _take(self, channel: Channel, message: Message) -> None:
         if channel == "iopub":

@@ -21,7 +21,7 @@ import contextvars
 import math
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from types import CoroutineType
 from typing import Any, Final, NoReturn
@@ -53,32 +53,47 @@ class VirtualClock(trio.abc.Clock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Nobody sleeps; but what is due only in a while isn't due now."""
-        return 0 if deadline <= self.now else 1
+        return 0 if deadline <= self.now else math.inf
 
 
-class _RunQueue:
+class _RunQueue(list[trio.lowlevel.Task]):
     """Stands in for ``Runner.runq``: hands out the one task whose turn it is.
+
+    Trio looks at it four times in each step, so what it does is what lists do. It keeps the last
+    task, and isn't empty then: else trio would find out each time what it has to wait for.
 
     Args:
         woken: called with each task that becomes runnable.
     """
 
     def __init__(self, woken: Callable[[trio.lowlevel.Task], object]) -> None:
-        self.append = woken
-        self.turn: trio.lowlevel.Task | None = None
-        self.idle = False
+        self._put = self.append
+        self.append = woken  # type: ignore[assignment, method-assign]
+        self.clear = {}.clear  # type: ignore[method-assign]  # that of nothing
 
-    def __bool__(self) -> bool:
-        return not self.idle
+    def set(self, turn: trio.lowlevel.Task | None) -> None:
+        """This is next; None: nothing is."""
+        if turn is None:
+            del self[:]
+        elif self:
+            self[0] = turn
+        else:
+            self._put(turn)
 
-    def __len__(self) -> int:
-        return int(not self.idle)
 
-    def __iter__(self) -> Iterator[trio.lowlevel.Task]:
-        return iter(()) if self.turn is None else iter((self.turn,))
+class _Instruments(dict[str, dict[trio.abc.Instrument, None]]):
+    """Stands in for trio's, in which each look for what may be there is a call in Python."""
 
-    def clear(self) -> None:
-        self.turn = None
+    add_instrument = Instruments.add_instrument
+    remove_instrument = Instruments.remove_instrument
+    call = Instruments.call
+
+    def __init__(self) -> None:
+        super().__init__(_all={})
+
+    @property
+    def data(self) -> _Instruments:
+        return self
 
 
 class _Wakeup:
@@ -96,7 +111,7 @@ class _Wakeup:
             self._woken = True
         else:
             waiter, self._waiter = self._waiter, None
-            waiter._runner.reschedule(waiter)
+            wake(waiter)
 
     async def wait_woken(self) -> None:
         if self._woken:
@@ -123,8 +138,7 @@ class _Wakeup:
 class _NoIO:
     """Stands in for what looks at descriptors: nobody does."""
 
-    def process_events(self, events: object) -> None:
-        """There are none."""
+    process_events = staticmethod(bool)  # there are none: this does nothing, and takes no time
 
     def force_wakeup(self) -> None:
         """Nothing sleeps."""
@@ -157,7 +171,7 @@ class Loop:
         outside = sys.get_asyncgen_hooks()
         self.runner = trio_run.Runner(
             clock=clock,
-            instruments=Instruments(()),
+            instruments=_Instruments(),  # type: ignore[arg-type]
             io_manager=_NoIO(),  # type: ignore[arg-type]
             ki_manager=KIManager(),  # not installed: Ctrl-C isn't part of the simulation
             strict_exception_groups=True,
@@ -170,7 +184,10 @@ class Loop:
         self._hooks = sys.get_asyncgen_hooks()
         self.finished = False
         self._passes: Generator[float, Any, None] = trio_run.unrolled_run(self.runner, body, ())
-        self._first = True
+        self._advance = self._passes.send
+        self._events: Any = None  # a generator begins with None
+        self.next_deadline: Callable[[], float] = self.runner.deadlines.next_deadline
+        """Tells when the next scope expires; `math.inf` if none does."""
         sys.set_asyncgen_hooks(*outside)
 
     @property
@@ -191,20 +208,20 @@ class Loop:
         Raises:
             trio.TrioInternalError: a system task has failed, or trio is not what it was.
         """
-        self._queue.turn = task
+        self._queue.set(task)
         try:
-            self._passes.send(None if self._first else ())
+            self._advance(self._events)
         except StopIteration:
-            self.finished = True
+            self._finish()
         except BaseException:
-            self.finished = True
+            self._finish()
             self.runner.entry_queue.done = True  # it ends like others: nobody can wake its tasks
             raise
-        self._first = False
+        self._events = ()
 
-    def next_deadline(self) -> float:
-        """When the next scope expires; `math.inf` if none does."""
-        return math.inf if self.finished else self.runner.deadlines.next_deadline()
+    def _finish(self) -> None:
+        self.finished = True
+        self.next_deadline = _never
 
     def waits_for_idle(self) -> bool:
         """Whether a task is in `trio.testing.wait_all_tasks_blocked`."""
@@ -212,16 +229,16 @@ class Loop:
 
     def tell_idle(self) -> None:
         """Wake who is in `trio.testing.wait_all_tasks_blocked`."""
-        self._queue.idle = True
-        self.step(None)  # it looks whether it is idle before it yields
+        waiting = len(self.runner.waiting_for_idle)
         self.step(None)
-        self._queue.idle = False
+        if len(self.runner.waiting_for_idle) == waiting:
+            self.step(None)  # trio looks whether it is idle before it yields
 
     def abandon(self) -> None:
         """End a loop that doesn't end by itself: close it, and what is left of its tasks."""
         if self.finished:
             return
-        self.finished = True
+        self._finish()
         self.enter()
         tasks = sorted(self.runner.tasks, key=lambda task: task._counter, reverse=True)
         with warnings.catch_warnings():
@@ -234,10 +251,19 @@ class Loop:
                 _close(task.coro)
 
 
+def _never() -> float:
+    return math.inf
+
+
 def _close(coro: CoroutineType[Any, Any, Any]) -> None:
     """Unwind a task's stack. What it does on the way is of no interest: the run has failed."""
     with suppress(BaseException):
         coro.close()
+
+
+def wake(task: trio.lowlevel.Task) -> None:
+    """Let a task go on that waits, from outside of its loop."""
+    task._runner.reschedule(task)
 
 
 def save_place() -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 What is sent on a *line* (from one socket to another) arrives there, in its order, some time later:
 each arrival is a happening of its own, so the messages of different lines overtake each other as
-the schedule wants it. What arrives waits in a queue of `trio_subshells.actors` and wakes its
-receiver as the message of another thread does.
+the schedule wants it. What arrives waits in an `Inbox` and wakes its receiver; a client needs no
+step of its own to read it.
 
 A ROUTER without a route for a message drops it, as ZMQ's does; a client that has stopped reading
 has room for so many replies, and no more.
@@ -22,9 +22,10 @@ import attrs
 import trio
 
 from ..actors import Transport, TrioTransport
-from ..actors._queue import Queue
 from ..sockets import Subscription
 from ..wire import Channel
+from ._client import HandingSocket
+from ._loops import wake
 from ._simulation import SimulatedThread, Simulation, Turn
 
 MOST_UNREAD: Final = 10_000
@@ -79,41 +80,106 @@ class Line:
 
 
 class Inbox:
-    """What has arrived at a socket, for the simulated thread that opened it."""
+    """What has arrived at a socket, for the simulated thread that opened it.
 
-    def __init__(self) -> None:
-        self._queue: Queue[Any] = Queue(math.inf)
-        self._bell = TrioTransport().open_bell()
-        self._queue.attach(self._bell)
+    Whoever waits is woken at once, as a loop is by a descriptor.
+    """
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._thread = simulation.thread
+        self._messages: deque[Any] = deque()
+        self._waiter: trio.lowlevel.Task | None = None
+        self._reader: Callable[[Any], object] | None = None
+        self._reading: Turn | None = None
         self._closed = False
 
     def put(self, message: Any) -> None:
         """A message has arrived."""
-        if not self._closed:
-            self._queue.put_nowait(message)
+        if self._closed:
+            return
+        self._messages.append(message)
+        if self._reader is not None:
+            self._enter_and_hand_over()
+        else:
+            self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            wake(waiter)
 
     async def receive(self) -> Any:
         """Wait for the next message. A checkpoint; cancelled, none was taken."""
-        if self._closed:
-            raise trio.ClosedResourceError("this socket is closed")
-        return await self._queue.get()
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._messages:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        while not self._messages:
+            if self._closed:
+                raise _closed()
+            if self._waiter is not None:
+                raise trio.BusyResourceError("another task waits for this socket already")
+            self._waiter = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        return self._messages.popleft()
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._waiter = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
     def receive_nowait(self) -> Any:
         """The next message, or `trio.WouldBlock`."""
         if self._closed:
-            raise trio.ClosedResourceError("this socket is closed")
-        return self._queue.get_nowait()
+            raise _closed()
+        if not self._messages:
+            raise trio.WouldBlock
+        return self._messages.popleft()
+
+    async def read(self, reader: Callable[[Any], object]) -> None:
+        """Have each message handed to a function of the thread's as it arrives, until cancelled.
+
+        That isn't a step of anybody's: a client that is slow to read is one whose messages are slow
+        to arrive. But while synchronous code blocks the thread, it waits.
+        """
+        self._reader = reader
+        try:
+            self._hand_over()
+            await trio.sleep_forever()
+        finally:
+            self._reader = None
+
+    def _hand_over(self) -> None:
+        """Hand over what is there, now or when the thread isn't blocked any more."""
+        simulation, thread = self._simulation, self._thread
+        if thread is not None and thread.blocked is not None:
+            if self._reading is None:
+                self._reading = simulation.happening(None, f"{thread.name} reads", self._read)
+                thread.held.append(self._reading)
+            return
+        while self._messages and self._reader is not None:
+            try:
+                self._reader(self._messages.popleft())
+            except Exception as error:
+                simulation.fail(error)
+
+    def _read(self) -> None:
+        self._reading = None
+        self._enter_and_hand_over()
+
+    def _enter_and_hand_over(self) -> None:
+        if self._thread is not None and self._thread.blocked is None:
+            self._simulation.enter(self._thread)
+        self._hand_over()
 
     def __len__(self) -> int:
-        return self._queue.statistics().length
+        return len(self._messages)
 
     def close(self) -> None:
         """Drop what is there, and wake who waits."""
-        if not self._closed:
-            self._closed = True
-            self._queue.close(_closed, discard=True)
-            self._queue.detach()
-            self._bell.close()
+        self._closed = True
+        self._reader = None
+        self._messages.clear()
+        self._wake()
 
 
 def _closed() -> Exception:
@@ -126,7 +192,7 @@ class SimulatedRouter:
     def __init__(self, network: Network, channel: Channel) -> None:
         self._network = network
         self.channel = channel
-        self.inbox = Inbox()
+        self.inbox = Inbox(network.simulation)
         self.clients: dict[bytes, Plug] = {}
 
     def bind(self, url: str) -> str:
@@ -165,7 +231,7 @@ class Plug:
     """A client's end of a connection."""
 
     def __init__(self, simulation: Simulation, name: str) -> None:
-        self.inbox = Inbox()
+        self.inbox = Inbox(simulation)
         self.line = Line(simulation, name, self.inbox.put)
 
 
@@ -174,7 +240,7 @@ class SimulatedPublisher:
 
     def __init__(self, network: Network, name: str) -> None:
         self._line = Line(network.simulation, name, network.distribute)
-        self._subscriptions = Inbox()
+        self._subscriptions = Inbox(network.simulation)
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Send; never blocks."""
@@ -316,7 +382,7 @@ class Network:
             self._iopub.notify(Subscription(b"", subscribed=True))
 
 
-class SimulatedSocket:
+class SimulatedSocket(HandingSocket):
     """A client's socket."""
 
     def __init__(self, network: Network, channel: Channel, identity: bytes) -> None:
@@ -345,6 +411,10 @@ class SimulatedSocket:
         """Wait for the next message."""
         frames: list[bytes] = await self._plug.inbox.receive()
         return frames
+
+    async def read(self, reader: Callable[[list[bytes]], object]) -> None:
+        """Have each message handed to a function, until cancelled."""
+        await self._plug.inbox.read(reader)
 
     def close(self) -> None:
         """The client has gone: what was on its way to it is lost."""

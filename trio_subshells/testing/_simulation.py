@@ -464,7 +464,7 @@ class Simulation:
         """Nothing can happen now: what does next? False: nothing ever will."""
         for thread in self.threads:
             if thread.blocked is None and thread.loop.waits_for_idle():
-                self._enter(thread)
+                self.enter(thread)
                 thread.loop.tell_idle()
                 return True
         if self.next_time() < math.inf:
@@ -478,7 +478,8 @@ class Simulation:
         self.fail(Deadlock.of(self))
         return True
 
-    def _enter(self, thread: SimulatedThread) -> None:
+    def enter(self, thread: SimulatedThread) -> None:
+        """Let trio's functions mean this thread's loop, in a happening."""
         self._entered = thread
         thread.loop.enter()
 
@@ -493,10 +494,11 @@ class Simulation:
 
     def next_time(self) -> float:
         """When the next thing is due, in virtual seconds; `math.inf` if nothing is."""
-        times = [each.loop.next_deadline() for each in self.threads if each.blocked is None]
-        if self._timers:
-            times.append(self._timers[0][0])
-        return min(times, default=math.inf)
+        due = self._timers[0][0] if self._timers else math.inf
+        for thread in self.threads:
+            if thread.blocked is None:
+                due = min(due, thread.loop.next_deadline())
+        return due
 
     def _pass_time(self) -> None:
         """Let time pass until the next thing is due, and let it become possible."""
