@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
     from types import ModuleType
 
-    from trio_subshells.testing import VirtualClock
+    from trio_subshells.testing import KernelUnderTest, VirtualClock
+
+    OpenKernel = Callable[..., AbstractAsyncContextManager[KernelUnderTest]]
 
 _REPLAY_HELP = "run this schedule only, which the report of a failure has printed"
 
@@ -84,13 +87,16 @@ def _plugin_if_used() -> ModuleType | None:
     return _plugin
 
 
+_OURS = frozenset({"kernel_under_test", "real_kernel", "simulated_kernel", "virtual_clock"})
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let tests with a virtual clock run in the simulator."""
+    """Let tests run where their fixtures want them to: in the simulator, or in a trio loop."""
     for item in items:
-        if "virtual_clock" in getattr(item, "fixturenames", ()):
+        if not _OURS.isdisjoint(getattr(item, "fixturenames", ())):
             from trio_subshells.testing import _plugin
 
-            _plugin.simulate(item)
+            _plugin.choose_run(item)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -124,3 +130,35 @@ def virtual_clock() -> VirtualClock:
     from trio_subshells.testing import VirtualClock
 
     return VirtualClock()
+
+
+@pytest.fixture
+def simulated_kernel() -> OpenKernel:
+    """Makes an async test run in the simulator, under many schedules; it opens a kernel.
+
+    ``async with simulated_kernel(MyKernel()) as kernel:``, see
+    `trio_subshells.testing.simulated_kernel`. How many schedules is said by pytest's options, or by
+    ``@explore_schedules(500)``; otherwise it is 50.
+    """
+    from trio_subshells.testing import simulated_kernel
+
+    return simulated_kernel
+
+
+@pytest.fixture
+def real_kernel() -> OpenKernel:
+    """Makes an async test one of pytest-trio's; it opens a kernel at real sockets.
+
+    ``async with real_kernel(MyKernel()) as kernel:``, see `trio_subshells.testing.real_kernel`.
+    """
+    from trio_subshells.testing import real_kernel
+
+    return real_kernel
+
+
+@pytest.fixture(params=["simulated", "real"])
+def kernel_under_test(request: pytest.FixtureRequest) -> OpenKernel:
+    """Makes two tests of one: with `simulated_kernel`, and with `real_kernel`."""
+    from trio_subshells.testing import real_kernel, simulated_kernel
+
+    return simulated_kernel if request.param == "simulated" else real_kernel

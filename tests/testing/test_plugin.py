@@ -345,6 +345,170 @@ def test_a_virtual_clock(pytester: pytest.Pytester, mode: str) -> None:
     )
 
 
+# The kernel of the suites below. A second cell sees what the first one has left, or doesn't.
+KERNEL = """
+import pytest
+import trio
+import trio_subshells as ts
+from trio_subshells.testing import check_protocol, explore_schedules
+
+class Counting(ts.Kernel):
+    implementation = "counting"
+    language_info = ts.LanguageInfo(name="counting")
+    subshells = True
+    count = 0
+
+    async def execute(self, cell):
+        seen = self.count
+        await trio.lowlevel.checkpoint()
+        self.count = seen + 1
+        cell.stdout(str(self.count))
+
+async def count_twice(open_kernel):
+    kernel = Counting()
+    async with open_kernel(kernel) as at:
+        subshell = await at.create_subshell()
+        cells = [at.client.execute_soon("", subshell=where) for where in (None, subshell)]
+        for cell in cells:
+            assert (await cell.done()).status == "ok"
+    assert kernel.count == 2
+
+async def count_once(open_kernel):
+    async with open_kernel(Counting()) as at:
+        assert (await at.client.execute("")).status == "ok"
+        check_protocol(at.client)
+"""
+
+
+@pytest.mark.parametrize("mode", ["true", "false"])
+def test_a_kernel_is_explored_or_real(pytester: pytest.Pytester, mode: str) -> None:
+    pytester.makeini(f"[pytest]\ntrio_mode = {mode}\nfilterwarnings = error\n")
+    pytester.makepyfile(
+        test_it=KERNEL
+        + """
+runs = []
+
+async def test_simulated(simulated_kernel):
+    runs.append(1)
+    await count_once(simulated_kernel)
+
+async def test_real(real_kernel, nursery):
+    nursery.start_soon(trio.sleep_forever)
+    await count_once(real_kernel)
+
+async def test_both(kernel_under_test):
+    await count_once(kernel_under_test)
+
+def test_how_often():
+    print(f"ran {len(runs)}")
+"""
+    )
+    # Not in this process: a second pyzmq in it doesn't know the exceptions of its C code.
+    result = pytester.runpytest_subprocess(*ARGUMENTS, "-s", "-v", "--schedules", "3")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(
+        ["*::test_both[[]simulated[]] PASSED*", "*::test_both[[]real[]] PASSED*", "*ran 3*"]
+    )
+    pytester.runpytest_inprocess(*ARGUMENTS, "-s", "-k", "not real").stdout.fnmatch_lines(
+        ["*ran 50*"]
+    )
+
+
+def test_a_failure_with_a_simulated_kernel_is_told_and_replayed(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        test_it=KERNEL
+        + """
+async def test_both(kernel_under_test):
+    await count_twice(kernel_under_test)
+"""
+    )
+    result = run(suite, "-k", "simulated")
+    result.assert_outcomes(failed=1, deselected=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*assert kernel.count == 2",
+            "-*failing schedule*-",
+            "Replay it:  pytest 'test_it.py::test_both[[]simulated[]]' --replay '1*'",
+        ]
+    )
+    assert "_plugin.py" not in result.stdout.str()
+    _, *arguments = replay_line(result)
+    again = run(suite, *arguments)
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(["Found by replaying a schedule.*"])
+    assert replay_line(again)[1:] == arguments
+
+
+def test_the_fixtures_have_their_place_in_other_tests(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        test_it=KERNEL
+        + """
+runs = []
+
+@explore_schedules(7)
+async def test_decorated(simulated_kernel):
+    runs.append(1)
+    await count_once(simulated_kernel)
+
+class TestMethods:
+    @pytest.mark.parametrize("times", [2])
+    async def test_simulated(self, simulated_kernel, virtual_clock, times, tmp_path):
+        assert virtual_clock.now == trio.current_time() == 0
+        await trio.sleep(3600)
+        assert virtual_clock.now == trio.current_time() == 3600
+        async with simulated_kernel(Counting()) as at:
+            for _ in range(times):
+                await at.client.execute("")
+
+def test_how_often():
+    print(f"ran {len(runs)}")
+"""
+    )
+    result = run(suite, "-s")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*ran 7*"])
+
+
+def test_a_test_in_the_simulator_cant_have_what_belongs_to_one_loop(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        """
+        import pytest
+
+        async def test_nursery(simulated_kernel, nursery):
+            pass
+
+        async def test_clock(simulated_kernel, autojump_clock):
+            pass
+        """
+    )
+    result = run(suite)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*RuntimeError: each schedule has a trio loop of its own*: * can't use nursery",
+            "*RuntimeError: each schedule has a virtual clock; * can't have *MockClock* too",
+        ]
+    )
+
+
+def test_the_fixtures_work_in_workers(suite: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    suite.makepyfile(
+        test_it=KERNEL
+        + """
+async def test_both(kernel_under_test):
+    await count_once(kernel_under_test)
+
+async def test_simulated(simulated_kernel):
+    await count_twice(simulated_kernel)
+"""
+    )
+    result = suite.runpytest_subprocess(*ARGUMENTS, "-n", "2")
+    result.assert_outcomes(passed=2, failed=1)
+    _, *arguments = replay_line(result)
+    run(suite, *arguments).assert_outcomes(failed=1)
+
+
 def test_two_clocks_are_one_too_many(suite: pytest.Pytester) -> None:
     suite.makepyfile("async def test_it(virtual_clock, autojump_clock):\n    pass\n")
     result = run(suite)

@@ -1,10 +1,12 @@
-"""What the pytest plugin does for tests that explore schedules, or have a virtual clock.
+"""What the pytest plugin does for tests that explore schedules, or use one of its fixtures.
 
 The plugin itself is `trio_subshells_pytest`, which imports this module when a test needs it.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import os
 import shlex
@@ -23,15 +25,19 @@ from _pytest._code.code import (
     ReprFileLocation,
     ReprTracebackNative,
 )
+from pytest_trio.plugin import TrioFixture  # type: ignore[import-untyped]
 
 from ._errors import SimulationFailure
-from ._explore import ScheduleFailed, Settings, settings
+from ._explore import ScheduleFailed, Settings, explore, settings
 from ._loops import VirtualClock
 from ._process import simulated_process
 from ._record import is_users_file
 from ._scenes import leaves
 from ._schedules import InvalidSchedule, Replayer, Schedule
 from ._simulation import Simulation
+
+KERNEL_SCHEDULES: Final = 50
+"""How many schedules a test with `simulated_kernel` runs, if nobody says how many."""
 
 _SECTION: Final = "failing schedule"
 
@@ -164,12 +170,70 @@ def _users(traceback: TracebackType | None) -> TracebackType | None:
     return left
 
 
-# --------------------------------------------------------------------------- virtual clock
+# -------------------------------------------------------------------------------- fixtures
 
 
-def simulate(item: pytest.Item) -> None:
-    """Let pytest-trio run a test in the simulator."""
-    item.add_marker(pytest.mark.trio(run=run_simulated), append=False)
+def choose_run(item: pytest.Item) -> None:
+    """Let pytest-trio run a test where its fixtures want it to."""
+    function = getattr(item, "obj", None)
+    names = getattr(item, "fixturenames", ())
+    if not inspect.iscoroutinefunction(function):
+        return  # it explores by itself, or fails by itself
+    if _explores(item):
+        run = functools.partial(run_explored, function)
+        item.add_marker(pytest.mark.trio(run=run), append=False)
+    elif "virtual_clock" in names:
+        item.add_marker(pytest.mark.trio(run=run_simulated), append=False)
+    else:
+        item.add_marker(pytest.mark.trio)
+
+
+def _explores(item: pytest.Item) -> bool:
+    if "simulated_kernel" in getattr(item, "fixturenames", ()):
+        return True
+    call = getattr(item, "callspec", None)
+    return call is not None and call.params.get("kernel_under_test") == "simulated"
+
+
+def run_explored(
+    function: Callable[..., Awaitable[Any]],
+    async_fn: functools.partial[Any],
+    *,
+    clock: trio.abc.Clock | None,
+    instruments: Sequence[trio.abc.Instrument],
+) -> None:
+    """Explore schedules of a test, where pytest-trio would run it once.
+
+    Args:
+        function: the test.
+        async_fn: calls it, with what pytest-trio puts around it, and has its arguments.
+        clock: the `virtual_clock`, if it has one.
+        instruments: what trio is to tell of each run.
+    """
+    __tracebackhide__ = True
+    arguments = async_fn.keywords
+    of_a_loop = [name for name, value in arguments.items() if isinstance(value, TrioFixture)]
+    if of_a_loop:
+        raise RuntimeError(
+            "each schedule has a trio loop of its own, and a fixture of pytest-trio's belongs to "
+            f"one: this test can't use {', '.join(of_a_loop)}"
+        )
+    if clock is not None and not isinstance(clock, VirtualClock):
+        raise RuntimeError(f"each schedule has a virtual clock; this test can't have {clock!r} too")
+
+    @functools.wraps(function)
+    async def body() -> None:
+        simulation = Simulation.current
+        assert simulation is not None
+        for instrument in instruments:
+            trio.lowlevel.add_instrument(instrument)
+        clocks = dict.fromkeys(
+            (name for name, value in arguments.items() if isinstance(value, VirtualClock)),
+            simulation.clock,
+        )
+        await function(**arguments | clocks)
+
+    explore(body, schedules=KERNEL_SCHEDULES)
 
 
 def run_simulated(
