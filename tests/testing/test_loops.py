@@ -5,11 +5,14 @@ If one of these fails with a new trio, `trio_subshells.testing._loops` is what h
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -302,3 +305,17 @@ def test_what_is_abandoned_is_closed() -> None:
         stepper.loop.abandon()
     assert closed == ["body"]
     assert stepper.loop.finished
+
+
+def test_a_loop_that_is_part_of_a_cycle_is_collected() -> None:
+    async def body() -> None:
+        await trio.lowlevel.checkpoint()
+
+    stepper = Stepper(body)
+    stepper.run()
+    # As an exception does whose traceback has frames of the simulator's in it.
+    stepper.loop.runner.main_task_outcome = outcome.Value(stepper.loop)
+    loop = weakref.ref(stepper.loop)
+    del stepper
+    gc.collect()
+    assert loop() is None
