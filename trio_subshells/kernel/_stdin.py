@@ -52,6 +52,8 @@ class StdinChannel(Actor):
     def _ask(self, letter: Letter, prompt: Prompt, asked: dict[str, _Asked]) -> None:
         for msg_id in [key for key, each in asked.items() if not each.letter.wants_reply]:
             del asked[msg_id]  # its cell was interrupted meanwhile
+        if not letter.wants_reply:
+            return  # so was this one, and has been answered, perhaps: it must not ask any more
         request = self._session.message(
             "input_request",
             {"prompt": prompt.text, "password": prompt.password},

@@ -6,8 +6,10 @@ comes, by the request that it belongs to (`Exchange`). It belongs to the trio lo
 
 from __future__ import annotations
 
+import itertools
+import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, Protocol
@@ -19,6 +21,16 @@ from ..kernel._open import one_as_itself
 from ..wire import Channel, Message, WireSession
 
 CLIENT_CHANNELS: Final[tuple[Channel, ...]] = ("iopub", "shell", "control", "stdin")
+
+
+class NumberedFrames(list[bytes]):
+    """A message's frames, and its number among all that a simulated kernel has sent."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, frames: Iterable[bytes], number: int) -> None:
+        super().__init__(frames)
+        self.number = number
 
 
 class ClientSocket(Protocol):
@@ -40,6 +52,26 @@ class HandingSocket(ABC):
     @abstractmethod
     async def read(self, reader: Callable[[list[bytes]], object]) -> None:
         """Have each message handed to a function, until cancelled."""
+
+
+_numbers: Final = itertools.count(1)
+
+
+def _now() -> float:
+    return time.monotonic()  # looked up each time, as the simulator replaces it
+
+
+@attrs.frozen(order=True)
+class Moment:
+    """When something happened at a client: of two, also at different clients, the later is greater.
+
+    Attributes:
+        number: of all moments, in their order.
+        time: in seconds; virtual ones in the simulator.
+    """
+
+    number: int = attrs.field(factory=_numbers.__next__)
+    time: float = attrs.field(factory=_now, order=False)
 
 
 @attrs.frozen
@@ -73,6 +105,7 @@ class Exchange:
     Attributes:
         message: the request.
         channel: that it was sent on.
+        asked: when it was sent.
         replies: on that channel; there should be one.
         published: on iopub, in its order.
     """
@@ -80,6 +113,7 @@ class Exchange:
     def __init__(self, message: Message, channel: Channel) -> None:
         self.message = message
         self.channel = channel
+        self.asked = Moment()
         self.replies: list[Message] = []
         self.published: list[Message] = []
         self._news = trio.lowlevel.ParkingLot()
@@ -155,6 +189,11 @@ class Client:
     Attributes:
         exchanges: everything that it has asked, in order.
         heard: everything on iopub, in order.
+        prompts: every ``input_request``, in order.
+        received: when each message has come, by its id; and on which channel.
+        sent: how many messages the kernel had sent until then, that one included, by its id. Known
+            in the simulator only.
+        unread: channels that it reads no more.
         strays: messages on iopub that are of nobody's request here.
         second_replies: replies on shell and control to nothing that was asked.
     """
@@ -171,7 +210,10 @@ class Client:
         self._by_id: dict[str, Exchange] = {}
         self.heard: list[Message] = []
         self.strays: list[Message] = []
-        self._asked_after: dict[str, int] = {}
+        self.prompts: list[Message] = []
+        self.received: dict[str, tuple[Moment, Channel]] = {}
+        self.sent: dict[str, int] = {}
+        self.unread: set[Channel] = set()
         self.second_replies: list[Message] = []
         self._welcomed = trio.Event()
         self._prompts_in, self._prompts = trio.open_memory_channel[Message](1000)
@@ -197,7 +239,7 @@ class Client:
                 with trio.CancelScope(shield=True):
                     # not before: a reader that was just woken reads once more
                     await trio.lowlevel.checkpoint()
-                self.vanish()
+                self._close()
 
     async def _read(self, channel: Channel, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
@@ -213,17 +255,21 @@ class Client:
                 self._receive(channel, frames)
 
     def _receive(self, channel: Channel, frames: list[bytes]) -> None:
-        self._take(channel, self._receiver.receive(frames).open())
+        message = self._receiver.receive(frames).open()
+        if isinstance(frames, NumberedFrames):
+            self.sent[message.header.msg_id] = frames.number
+        self._take(channel, message)
 
     def _take(self, channel: Channel, message: Message) -> None:
+        self.received[message.header.msg_id] = Moment(), channel
         if channel == "iopub":
             self.heard.append(message)
-        self._asked_after[message.header.msg_id] = len(self.exchanges)
         parent = message.parent_header
         exchange = self._by_id.get(parent.msg_id) if parent is not None else None
         if message.header.msg_type == "iopub_welcome":
             self._welcomed.set()
         elif channel == "stdin":
+            self.prompts.append(message)
             self._prompts_in.send_nowait(message)
         elif exchange is not None:
             exchange.add(message, channel)
@@ -231,11 +277,6 @@ class Client:
             self.strays.append(message)
         else:
             self.second_replies.append(message)
-
-    def after(self, message: Message) -> list[Exchange]:
-        """What this client has asked after it had got a message; nothing, if that wasn't its."""
-        asked = self._asked_after.get(message.header.msg_id)
-        return [] if asked is None else self.exchanges[asked:]
 
     # ----------------------------------------------------------------------------- requests
 
@@ -327,9 +368,14 @@ class Client:
 
     def stop_reading(self, channel: Channel) -> None:
         """Read no more from a channel; the connection stays."""
+        self.unread.add(channel)
         self._readers[channel].cancel()
 
     def vanish(self) -> None:
         """Go, without a word. What was on its way to it is lost."""
+        self.unread.update(CLIENT_CHANNELS)
+        self._close()
+
+    def _close(self) -> None:
         for socket in self._sockets.values():
             socket.close()

@@ -24,7 +24,7 @@ import trio
 from ..actors import Transport, TrioTransport
 from ..sockets import Subscription
 from ..wire import Channel
-from ._client import HandingSocket
+from ._client import HandingSocket, NumberedFrames
 from ._loops import wake
 from ._simulation import SimulatedThread, Simulation, Turn
 
@@ -217,7 +217,7 @@ class SimulatedRouter:
             return
         if len(plug.inbox) + len(plug.line) >= self._network.most_unread:
             raise trio.WouldBlock
-        plug.line.send([bytes(frame) for frame in frames[1:]])
+        plug.line.send(self._network.numbered(frames[1:]))
 
     def __enter__(self) -> Self:
         return self
@@ -239,12 +239,13 @@ class SimulatedPublisher:
     """Publishes into the simulated iopub."""
 
     def __init__(self, network: Network, name: str) -> None:
+        self._network = network
         self._line = Line(network.simulation, name, network.distribute)
         self._subscriptions = Inbox(network.simulation)
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Send; never blocks."""
-        self._line.send([bytes(frame) for frame in frames])
+        self._line.send(self._network.numbered(frames))
 
     async def receive_subscription(self) -> Subscription:
         """Wait for the next client to subscribe."""
@@ -306,6 +307,11 @@ class Network:
         self.subscribers: dict[bytes, Plug] = {}
         self._iopub: SimulatedPublisher | None = None
         self._publishers = itertools.count(1)
+        self._numbers = itertools.count(1)
+
+    def numbered(self, frames: Sequence[bytes]) -> NumberedFrames:
+        """What the kernel sends, as its next message."""
+        return NumberedFrames(map(bytes, frames), next(self._numbers))
 
     # ----------------------------------------------------------------------- for the kernel
 
