@@ -4,8 +4,9 @@ A page is run the way a notebook is: its ```` ```python ```` blocks are cells th
 namespace and run in the order of the page. A block may use ``await``, ``async with`` and
 ``async for`` at its top level; it then has a ``trio.run`` of its own. What a block prints is
 compared with the ```` ```output ```` block right behind it, if there is one (``...`` stands for any
-text). A block marked ```` ```python notest ```` is compiled but not run: for fragments, and for
-code that would need a whole Jupyter around it.
+text; ``python docs/reports.py`` renews the reports of failing schedules). A block marked
+```` ```python notest ```` is compiled but not run: for fragments, and for code that would need a
+whole Jupyter around it.
 """
 
 from __future__ import annotations

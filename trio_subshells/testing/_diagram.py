@@ -37,8 +37,8 @@ from ._story import (
 _MARGIN: Final = 24
 _MONO: Final = 7.0
 _SANS: Final = 6.2
-_MOST_CODE: Final = 32
-_MOST_LABEL: Final = 24
+_MOST_CODE: Final = 34
+_MOST_LABEL: Final = 28
 _LINE: Final = 15
 _PAD: Final = 5
 _BETWEEN: Final = 12

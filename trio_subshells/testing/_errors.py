@@ -51,6 +51,8 @@ def waiting(simulation: Simulation) -> Iterator[tuple[str, str]]:
 def await_place(task: trio.lowlevel.Task) -> str | None:
     """Where a task waits: the innermost line that isn't trio's."""
     found = None
+    if getattr(task.coro, "cr_frame", task) is None:
+        return None  # it has ended; older versions of trio stumble over that
     for frame, line in task.iter_await_frames():
         is_trios = frame.f_globals.get("__name__", "").startswith(_NOT_THE_USERS)
         if found is None or not is_trios:

@@ -224,7 +224,7 @@ def explore(
         checks=checks,
     )
     strategy = strategy or Portfolio()
-    explorer = _Explorer(runs, strategy, seed, _replay_line(async_fn, outside), outside)
+    explorer = _Explorer(runs, strategy, seed, _replay_line(async_fn, args, outside), outside)
     with runs, strategy.watching():
         return explorer.explore(schedules, seconds)
 
@@ -352,13 +352,13 @@ class _Explorer:
 
 
 def _replay_line(
-    async_fn: Callable[..., Awaitable[object]], outside: Settings
+    async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...], outside: Settings
 ) -> Callable[[Schedule], str]:
     def line(schedule: Schedule) -> str:
         if outside.command is not None:
             return f"{outside.command} '{schedule}'"
-        name = getattr(async_fn, "__name__", "async_fn")
-        return f"explore({name}, strategy=Replay({str(schedule)!r}))"
+        names = [getattr(each, "__name__", None) or repr(each) for each in (async_fn, *args)]
+        return f"explore({', '.join(names)}, strategy=Replay({str(schedule)!r}))"
 
     return line
 

@@ -299,10 +299,10 @@ class Recorder(_simulation.Recorder):
             inside=_is_inside(turn),
             happening=turn.happen is not None,
         )
-        step.hidden = not self.details and (
+        step.hidden = not self.details and bool(
             turn.name in self.hidden
-            or (step.inside and _is_kernels(thread))
-            or (step.happening and is_delivery(turn.name) is not None)
+            or (step.inside and self.hidden)
+            or (step.happening and is_delivery(turn.name))
         )
         if turn.thread is not None and turn.task is not None:
             self._last[turn.thread] = turn
@@ -966,6 +966,8 @@ def calling_place(frame: FrameType | None, *, details: bool = False) -> Place | 
 def await_place(task: trio.lowlevel.Task, *, details: bool = False) -> Place | None:
     """The innermost line of the user's where a task waits."""
     found = None
+    if getattr(task.coro, "cr_frame", task) is None:
+        return None  # it has ended; older versions of trio stumble over that
     for frame, line in task.iter_await_frames():
         if line is not None and is_users_file(frame.f_code.co_filename, details=details):
             found = Place(frame.f_code.co_filename, line, _function(frame.f_code))
@@ -1054,8 +1056,17 @@ def _shown(target: ast.expr, frame: FrameType) -> str | None:
         and all(type(each) in _PLAIN for each in value)
         and (type(value) is not dict or all(type(each) in _PLAIN for each in value.values()))
     ):
-        return f"{ast.unparse(target)} = {brief(value, 32)}"
+        return f"{_written(target, frame)} = {brief(value, 32)}"
     return None
+
+
+def _written(target: ast.expr, frame: FrameType) -> str:
+    """What is assigned to, with the value of a key in place of its name."""
+    if isinstance(target, ast.Subscript):
+        key = _resolved(target.slice, frame)
+        if type(key) in _PLAIN:
+            return f"{ast.unparse(target.value)}[{brief(key, 20)}]"
+    return ast.unparse(target)
 
 
 def _resolved(target: ast.expr, frame: FrameType) -> Any:

@@ -38,6 +38,9 @@ from ._record import (
     shorten,
 )
 
+INSIDE: Final = "goes on, inside of the kernel"
+"""How the words for a task end that is part of how a kernel works."""
+
 _RISING: Final = 1_000.0
 _NEAR: Final = 50.0
 _NAMED: Final = 30.0
@@ -200,7 +203,8 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
     error = errors[0]
     stuck = not any(each is error for each, _ in recorder.raised)
     last = _failing_step(recorder, error)
-    everything = _without_repeats(_up_to_failure(_everything(recorder, error, last)))
+    everything = _up_to_failure(_everything(recorder, error, last))
+    everything = _without_repeats(_without_inner(everything))
     weights = _weigh(everything, last)
     items = tuple(_choose(everything, weights, most))
     named = {step.turn for step in recorder.steps if step.turn}
@@ -258,8 +262,11 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
     home = place.file if place is not None else ""
     seen: dict[str, set[Place]] = {}
     held: Switch | None = None  # until there is something to tell after it
+    waits: str | None = None  # who was made to wait by the last one, and still does
     for step in steps:
-        if _is_told(step):
+        if step.own == waits:
+            waits = None
+        if _is_told(step) and step.instead != waits:
             assert step.instead is not None
             about = _next_row(steps, step.number + 1, step.instead, home)
             kept, delayed = _kept(recorder, step.instead, about)
@@ -267,6 +274,7 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
             place = came.get(step.instead)
             switch = Switch(step, kept, about, place, begun, delayed=delayed)
             held = switch if held is None else _merge(held, switch)
+            waits = step.instead
         items = list[Item]()
         if not step.turn:
             items = [Passing(step, step.rows[0])]
@@ -283,13 +291,25 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
 
 
 def _up_to_failure(items: Iterable[Item]) -> list[Item]:
-    """What comes after the last line that has failed is only what it takes to end."""
+    """What comes after the line that has failed is only what it takes to end."""
     found = list(items)
-    for index in range(len(found) - 1, -1, -1):
-        item = found[index]
+    for index, item in enumerate(found):
         if isinstance(item, Line) and item.failure:
             return found[: index + 1]
     return found
+
+
+def _without_inner(items: Sequence[Item]) -> list[Item]:
+    """Without the decisions that only a kernel's own code is about, if others are left."""
+    inner = [
+        item
+        for item in items
+        if isinstance(item, Switch)
+        and (item.delayed.endswith(INSIDE) or item.on == item.kept != "")
+    ]
+    if not any(isinstance(item, Switch) and item not in inner for item in items):
+        return list(items)
+    return [item for item in items if item not in inner]
 
 
 def _without_repeats(items: Iterable[Item]) -> list[Item]:
@@ -328,7 +348,7 @@ def _kept(recorder: Recorder, instead: str, about: Row | None) -> tuple[str, str
             return "", f"some output of {'the main shell' if sender == KERNEL else sender} arrives"
         return "", f"the next message from {sender} to {where} arrives"
     if instead in recorder.hidden and (about is None or about.place is None):
-        return "", f"{_last_part(recorder.owner(instead))} goes on, inside of the kernel"
+        return "", f"{_last_part(recorder.owner(instead))} {INSIDE}"
     return recorder.owner(instead), ""
 
 
@@ -518,6 +538,8 @@ def _weight(item: Item, names: frozenset[str], home: str) -> float:
     for effect in row.effects:
         if isinstance(effect, Sent | Taken) and effect.message.sender == effect.message.receiver:
             continue  # a queue of one's own
+        if isinstance(effect, Sent | Taken) and effect.message.kind == "request":
+            weight = max(weight, 110.0)
         if isinstance(effect, Sent):
             weight = max(weight, 60.0 if effect.message.taken is not None else 90.0)
         elif isinstance(effect, Taken | Said):

@@ -62,7 +62,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     ),
 )
 _EXPLANATION: Final = (
-    "What ran, in this order (a task runs until it awaits something, then another may go on)"
+    "What ran{}, in this order (a task runs until it awaits, then another may go on)"
 )
 _ITEMS: Final = 27
 _MOST_WAITING: Final = 6
@@ -196,7 +196,9 @@ class _Table:
     def lines(self) -> Iterator[str]:
         """All of it."""
         marked = any(isinstance(item, Switch) for item in self._scene.items)
-        yield f"{_EXPLANATION}{';' if marked else ':'}"
+        file = f" in {self._file}" if self._file is not None else ""
+        text = _EXPLANATION.format(file) + (";" if marked else ":")
+        yield from textwrap.wrap(text, WIDTH, break_long_words=False)
         if marked:
             yield f"{ARROW} is where another one went on than usual, which makes the difference:"
         titles = ("time", "task", "line of code", ["what it leads to"], self._where_title())
@@ -256,7 +258,7 @@ class _Table:
         return time
 
     def _where_title(self) -> str:
-        return self._file or ""
+        return "line" if self._file is not None else ""
 
     def _place(self, place: Place | None) -> str:
         if place is None:
