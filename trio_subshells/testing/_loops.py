@@ -181,7 +181,8 @@ class Loop:
         self.runner.asyncgens.install_hooks(self.runner)
         self._queue = _RunQueue(woken)
         self.runner.runq = self._queue  # type: ignore[assignment]
-        self._hooks = sys.get_asyncgen_hooks()
+        # A tuple: what is in the named one that this returns, the garbage collector doesn't see.
+        self._hooks = tuple(sys.get_asyncgen_hooks())
         self.finished = False
         self._passes: Generator[float, Any, None] = trio_run.unrolled_run(self.runner, body, ())
         self._advance = self._passes.send
