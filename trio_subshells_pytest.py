@@ -117,7 +117,27 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is not None and (plugin := _plugin_if_used()) is not None:
         plugin.tell(item, call.excinfo.value, report)
+    if report.when == "call" and (plugin := _plugin_if_used()) is not None:
+        plugin.count(report)
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much was explored, if anything was; a worker of pytest-xdist has told its reports."""
+    told: list[dict[str, Any]] = [
+        dict(report.user_properties)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+    ]
+    schedules = sum(each.get("schedules", 0) for each in told)
+    if schedules:
+        seconds = sum(each.get("schedule_seconds", 0.0) for each in told)
+        tests = sum("schedules" in each for each in told)
+        terminalreporter.write_sep("-", "schedules")
+        terminalreporter.write_line(
+            f"{schedules:,} schedules in {seconds:.1f} s, explored by {tests} tests"
+        )
 
 
 @pytest.fixture

@@ -414,3 +414,11 @@ def test_a_failure_that_comes_and_goes_is_reported() -> None:
         explore(program)
     assert "The first run ended with ValueError: the first time" in str(raised.value)
     assert "with success" in str(raised.value)
+
+
+def test_a_failing_schedule_is_shrunk_only_if_that_is_wanted() -> None:
+    with pytest.raises(ScheduleFailed) as caught:
+        explore(bugs.lost_update, shrink=False)
+    assert caught.value.schedule is caught.value.found
+    assert caught.value.report is None
+    assert "replay it" in str(caught.value)

@@ -281,6 +281,45 @@ def test_each_worker_writes_its_own_files(suite: pytest.Pytester) -> None:
     assert len(list((suite.path / ".schedules").glob("*.svg"))) == 2
 
 
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "workers"])
+def test_what_was_explored_is_counted(suite: pytest.Pytester, workers: list[str]) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    suite.makepyfile(
+        test_some="""
+from trio_subshells.testing import explore, explore_schedules
+
+@explore_schedules(30)
+async def test_thirty():
+    pass
+
+async def nothing():
+    pass
+
+def test_twenty():
+    explore(nothing, schedules=12)
+    explore(nothing, schedules=8)
+
+@explore_schedules(10)
+async def test_one():
+    raise LookupError
+
+def test_none():
+    pass
+"""
+    )
+    result = suite.runpytest_subprocess(*ARGUMENTS, *workers)
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["-*schedules*-", "51 schedules in * s, explored by 3 tests"])
+
+
+def test_nothing_is_counted_where_nothing_was_explored(suite: pytest.Pytester) -> None:
+    suite.makepyfile("import trio_subshells.testing\ndef test_it():\n    pass\n")
+    result = run(suite)
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*schedules in*")
+
+
 VIRTUAL = """
 import time
 import pytest

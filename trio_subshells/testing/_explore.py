@@ -39,6 +39,19 @@ DEFAULT_SCHEDULES: Final = 200
 """How many schedules are run where nobody says how many."""
 
 
+@attrs.define
+class Tally:
+    """What has been explored, all together.
+
+    Attributes:
+        schedules: how many schedules were run; those of the shrinking don't count.
+        seconds: how long that took, in real time.
+    """
+
+    schedules: int = 0
+    seconds: float = 0.0
+
+
 @attrs.frozen
 class Settings:
     """What is set from outside, for all explorations; it comes before what each says itself.
@@ -53,6 +66,7 @@ class Settings:
         command: what replays a test, without the schedule: ``pytest path::test --replay``.
         name: the test's, which names the files of its report.
         details: whether reports tell of a kernel's own code, too.
+        tally: counts what is explored.
     """
 
     schedules: int | None = None
@@ -64,6 +78,7 @@ class Settings:
     command: str | None = None
     name: str | None = None
     details: bool = False
+    tally: Tally = attrs.field(factory=Tally)
 
 
 settings: ContextVar[Settings] = ContextVar("trio_subshells_testing_settings")
@@ -165,6 +180,7 @@ def explore(
     fairness: int | None = None,
     lag: float = 1.0,
     checks: tuple[Callable[[], object], ...] = (),
+    shrink: bool = True,
 ) -> Exploration:
     """Run an async function under many schedules, each with a new trio loop and a virtual clock.
 
@@ -186,6 +202,8 @@ def explore(
         lag: how many virtual seconds may pass at once though something could happen, as if that
             took so long: timeouts that are farther away never come early. 0: none does.
         checks: invariants, called after each step. One that raises ends the schedule, as failed.
+        shrink: whether a failing schedule is shrunk, and told. That takes a while; with what makes
+            many attempts by itself, as hypothesis does, it is better done for the last one only.
 
     Returns:
         The figures, if no schedule has failed.
@@ -224,7 +242,8 @@ def explore(
         checks=checks,
     )
     strategy = strategy or Portfolio()
-    explorer = _Explorer(runs, strategy, seed, _replay_line(async_fn, args, outside), outside)
+    replay = _replay_line(async_fn, args, outside)
+    explorer = _Explorer(runs, strategy, seed, replay, outside, shrink=shrink)
     with runs, strategy.watching():
         return explorer.explore(schedules, seconds)
 
@@ -239,18 +258,22 @@ class _Explorer:
         seed: int,
         replay: Callable[[Schedule], str],
         outside: Settings,
+        *,
+        shrink: bool,
     ) -> None:
         self._runs = runs
         self._strategy = strategy
         self._seed = seed
         self._replay = replay
         self._outside = outside
+        self._shrinks = shrink
 
     def explore(self, schedules: int | None, seconds: float | None) -> Exploration:
         __tracebackhide__ = True
         strategy = self._strategy
         strategy.start()
         start, start_of_work = time.perf_counter(), time.process_time()
+        tally, last = self._outside.tally, start
         number = steps = 0
         traces: set[int] = set()
         names: dict[str, int] = {}
@@ -265,6 +288,9 @@ class _Explorer:
                 break
             run = self._runs.run(chooser)
             number += 1
+            tally.schedules += 1
+            tally.seconds += time.perf_counter() - last
+            last = time.perf_counter()
             if run.failure is not None:
                 self._fail(run, number, time.process_time() - start_of_work, chooser)
             strategy.learn(run.simulation)
@@ -291,7 +317,7 @@ class _Explorer:
                 "controlled (a real thread, the order of a set, the real time, what is left from "
                 f"another run)\n{explain_divergence(self._runs, found, run, again)}"
             ) from run.failure
-        shortest, last = self._shrink(found, again)
+        shortest, last = self._shrink(found, again) if self._shrinks else (found, again)
         assert last.failure is not None
         error = ScheduleFailed(
             last.failure,
@@ -303,7 +329,8 @@ class _Explorer:
             strategy=self._strategy.name,
             replay=self._replay(shortest),
         )
-        self._report(error)
+        if self._shrinks:
+            self._report(error)
         raise error from last.failure
 
     def _report(self, error: ScheduleFailed) -> None:

@@ -118,6 +118,16 @@ def tell(item: pytest.Item, error: BaseException, report: pytest.TestReport) -> 
         report.longrepr = _told(item, error)
 
 
+def count(report: pytest.TestReport) -> None:
+    """Note in a report how much its test has explored; that is added up at the end."""
+    tally = settings.get(Settings()).tally
+    if tally.schedules:
+        report.user_properties += [
+            ("schedules", tally.schedules),
+            ("schedule_seconds", round(tally.seconds, 3)),
+        ]
+
+
 def _told(item: pytest.Item, error: ScheduleFailed) -> ExceptionRepr:
     failure = next(leaves(error.failure))
     with _users_frames_only(failure) as has_frames:
