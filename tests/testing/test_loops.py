@@ -1,16 +1,21 @@
 """A canary for everything that the simulator uses and trio doesn't document.
 
-If one of these fails with a new trio, `trio_subshells.testing._loops` is what has to follow.
+If one of these fails with a new trio, `trio_subshells.testing` has to follow: mostly `_loops`,
+whose first lines say how it works. docs/testing.md says what each name is used for.
 """
 
 from __future__ import annotations
 
+import ast
 import gc
 import inspect
 import math
+import pkgutil
+import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import outcome
 import pytest
@@ -18,6 +23,7 @@ import trio
 import trio.testing
 from trio._core import _run as trio_run
 
+from trio_subshells import testing
 from trio_subshells.testing._errors import RealInput
 from trio_subshells.testing._loops import Loop, VirtualClock, restore_place, save_place
 
@@ -319,3 +325,42 @@ def test_a_loop_that_is_part_of_a_cycle_is_collected() -> None:
     del stepper
     gc.collect()
     assert loop() is None
+
+
+# ------------------------------------------------------------------------- what the docs promise
+
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
+SOURCES = sorted(Path(testing.__file__).parent.glob("*.py"))
+
+
+def names_on_the_page() -> list[str]:
+    """The names of trio's that the page says are used."""
+    table = PAGE.read_text(encoding="utf-8").partition("| name in trio |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", names_on_the_page())
+async def test_what_the_page_says_is_used_is_there(name: str) -> None:
+    async with trio.open_nursery() as nursery:
+        ends = trio.open_memory_channel[None](0)
+        made = {type(each): each for each in (nursery, *ends)}  # what has it as an instance only
+        owner_name, _, attribute = name.rpartition(".")
+        owner = pkgutil.resolve_name(owner_name)
+        assert hasattr(made.get(owner, owner), attribute), (
+            f"trio {trio.__version__} has no {name} any more. {PAGE.name} says what it is used for:"
+            " find what trio does that with now, and let trio_subshells.testing follow"
+        )
+
+
+def test_the_page_names_every_module_of_trios_that_is_used() -> None:
+    used = set()
+    for source in SOURCES:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trio._"):
+                used |= {f"{node.module}.{each.name}" for each in node.names}
+    assert used
+    named = names_on_the_page()
+    for each in used:
+        assert any(f"{name}.".startswith(f"{each}.") for name in named), (
+            f"{each} is imported, and {PAGE.name} doesn't say what for"
+        )

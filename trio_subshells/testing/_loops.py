@@ -1,7 +1,8 @@
 """A trio loop that makes one step when it is told to: what a simulated thread is made of.
 
-Everything that the simulator leans on and that trio doesn't document is in this module, and
-`tests/testing/test_loops.py` has a canary for each:
+What the simulator leans on and trio doesn't document is in this module, but for what only reports
+and reductions need; docs/testing.md lists all of it, and `tests/testing/test_loops.py` has a canary
+for each:
 
 - `trio.run` is a generator, ``trio._core._run.unrolled_run``, that yields before each look at the
   operating system. Whoever advances it is the loop's master. Several of them can be advanced in
