@@ -18,6 +18,7 @@ from trio_subshells.testing import (
     LeftBehind,
     NoProgress,
     Random,
+    Replay,
     ScheduleFailed,
     UncontrolledNondeterminism,
     explore,
@@ -422,3 +423,14 @@ def test_a_failing_schedule_is_shrunk_only_if_that_is_wanted() -> None:
     assert caught.value.schedule is caught.value.found
     assert caught.value.report is None
     assert "replay it" in str(caught.value)
+
+
+def test_what_is_decorated_can_be_replayed_by_hand() -> None:
+    test = explore_schedules(100)(bugs.lost_update)
+    with pytest.raises(ScheduleFailed) as raised:
+        test()
+    replay = Replay(raised.value.schedule)
+    with pytest.raises(ScheduleFailed) as again:
+        explore(test, strategy=replay)  # as the report says
+    assert again.value.number == 1
+    assert type(again.value.failure) is type(raised.value.failure)

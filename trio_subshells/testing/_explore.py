@@ -35,6 +35,9 @@ from ._strategies import Portfolio, Replay, Strategy
 
 P = ParamSpec("P")
 
+_EXPLORED: Final = "_explored"
+"""The attribute by which a decorated test has what it explores."""
+
 DEFAULT_SCHEDULES: Final = 200
 """How many schedules are run where nobody says how many."""
 
@@ -188,7 +191,8 @@ def explore(
 
     Args:
         async_fn: what to run, from its beginning in each schedule. What it keeps outside of itself
-            would be seen by the next one, and must not matter.
+            would be seen by the next one, and must not matter. May be a test that
+            `explore_schedules` has decorated.
         args: what to call it with.
         schedules: how many to run at most; 200 if `seconds` isn't said either.
         seconds: for how long to go on, in real time. One schedule is always run, and each to its
@@ -221,6 +225,7 @@ def explore(
             "explore() makes trio loops of its own, one for each schedule, and can't be called in "
             "one: call it in a sync function, or decorate the async test with @explore_schedules"
         )
+    async_fn = getattr(async_fn, _EXPLORED, async_fn)
     outside = settings.get(Settings())
     if outside.schedules is not None or outside.seconds is not None:
         schedules, seconds = outside.schedules, outside.seconds
@@ -457,4 +462,5 @@ def _exploring(
         __tracebackhide__ = True
         explore(functools.wraps(async_fn)(functools.partial(async_fn, *args, **kwargs)), **options)
 
+    vars(test)[_EXPLORED] = async_fn
     return test
