@@ -199,9 +199,15 @@ class Loop:
         assert result is not None
         return result
 
-    def enter(self) -> None:
-        """Make this the loop that trio's functions mean. `step` is to be called in it."""
+    def enter(self, task: trio.lowlevel.Task | None = None) -> None:
+        """Make this the loop that trio's functions mean. `step` is to be called in it.
+
+        Args:
+            task: in the middle of whose step this is; None: it is between two steps.
+        """
         _context.runner = self.runner
+        if task is not None:
+            _context.task = task
         sys.set_asyncgen_hooks(*self._hooks)
 
     def step(self, task: trio.lowlevel.Task | None) -> None:

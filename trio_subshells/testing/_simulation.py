@@ -217,7 +217,7 @@ class Simulation:
             self.start_thread("main", body, results.append)
             self._turn = self._decide()
             while self._turn is not None:
-                self._greenlet_of(self._turn).switch()
+                self._switch_to(self._turn)
         finally:
             self._turn = None
             for thread in reversed(self.threads):
@@ -279,7 +279,7 @@ class Simulation:
         """What the greenlet of a thread does, until its loop has finished."""
         while (turn := self._turn) is not None:
             if turn.thread is not thread:
-                self._greenlet_of(turn).switch()
+                self._switch_to(turn)
                 continue
             assert turn.task is not None
             self._step(thread, turn.task)
@@ -289,9 +289,9 @@ class Simulation:
             if thread.loop.finished:
                 return
 
-    def _greenlet_of(self, turn: Turn) -> greenlet:
-        assert turn.thread is not None
-        return turn.thread.greenlet
+    def _switch_to(self, turn: Turn) -> None:
+        """Let the greenlet of its thread go on."""
+        turn.thread.greenlet.switch()  # type: ignore[union-attr]  # a turn that was decided has one
 
     def _step(self, thread: SimulatedThread, task: trio.lowlevel.Task | None) -> None:
         before = self._entered
@@ -356,7 +356,8 @@ class Simulation:
         last = self._turn
         default = 0
         while True:
-            default = self._take_fresh(last, default)
+            if self._fresh:
+                default = self._take_fresh(last, default)
             if preferred is not None and preferred in turns:
                 default = turns.index(preferred)
             if len(self.trace) >= self._max_steps:
@@ -416,8 +417,6 @@ class Simulation:
     def _take_fresh(self, last: Turn | None, default: int) -> int:
         """Put into the list what has become possible; return which is the default."""
         fresh = self._fresh
-        if not fresh:
-            return default
         known = self._known
         turns = self.turns
         if len(fresh) > 1:
@@ -565,10 +564,12 @@ class Simulation:
         assert self._turn is not None
         assert thread is self._turn.thread
         interrupted = self._turn
-        place = save_place()
+        turns = self.turns
         thread.blocked = resume
-        thread.held += [each for each in self.turns if each.thread is thread and each is not resume]
-        self.turns[:] = [each for each in self.turns if each.thread is not thread or each is resume]
+        held = [each for each in turns if each.thread is thread and each is not resume]
+        if held:
+            thread.held += held
+            turns[:] = [each for each in turns if each.thread is not thread or each is resume]
         thread.interruptible = interruptible
         kept = [(read, write, read()) for read, write in self.kept]
         self._turn = None
@@ -577,7 +578,7 @@ class Simulation:
             if self._turn is None:
                 self._root.switch()  # the run is over, and this thread is abandoned
             else:
-                self._greenlet_of(self._turn).switch()
+                self._switch_to(self._turn)
         if self._turn is resume:
             error = None
         else:
@@ -591,8 +592,7 @@ class Simulation:
         thread.held.clear()
         self._turn = interrupted
         self._entered = thread
-        restore_place(place)
-        thread.loop.enter()
+        thread.loop.enter(interrupted.task)
         if error is not None:
             raise error
 
@@ -606,9 +606,15 @@ class Simulation:
         if turn is None or turn.thread is None or turn.task is None or len(self.threads) < 2:
             return
         thread = turn.thread
-        self._take_fresh(None, 0)
-        if self.failure is not None or all(each.thread is thread for each in self.turns):
+        if self._fresh:
+            self._take_fresh(None, 0)
+        if self.failure is not None:
             return
+        for each in self.turns:
+            if each.thread is not thread:
+                break
+        else:
+            return  # only this one could go on
         resume = self.happening(thread, f"{turn.name} goes on", _nothing)
         self.add(resume)
         thread.paused = True
