@@ -93,6 +93,20 @@ def test_an_unfinished_line_waits_for_its_rest(
     assert published.texts() == [("stdout", "a\n")]
 
 
+def test_one_timer_at_a_time_is_enough(
+    port: OutputPort, published: Published, timers: list[OutputPort]
+) -> None:
+    for text in "ab":
+        port.stream("stdout", text, PARENT)
+        port.status("idle", PARENT)  # the end of a short cell
+    assert timers == [port]
+    port.stream("stdout", "c", PARENT)
+    timers.pop().time_is_up()
+    assert published.texts() == [("stdout", "a"), ("stdout", "b"), ("stdout", "c")]
+    port.stream("stdout", "d", PARENT)
+    assert timers == [port]
+
+
 def test_order_is_kept_between_streams_parents_and_messages(
     port: OutputPort, published: Published
 ) -> None:

@@ -59,7 +59,7 @@ class OutputPort:
         session: makes the messages.
         publisher: sends them.
         flush_later: called, from any thread, when there is text to be sent after `GATHERING_TIME`:
-            somebody should call `flush` then.
+            somebody should call `time_is_up` then. Until that, it isn't called again.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class OutputPort:
         self._closed = False
         self._text: list[str] = []
         self._length = 0
+        self._timed = False  # somebody will call time_is_up
         self._stream = ""
         self._parent: Header | None = None
         self._sent_at = -1.0
@@ -134,7 +135,6 @@ class OutputPort:
         with self._lock:
             if self._text and (self._stream != name or self._parent is not parent):
                 self._flush()
-            first = not self._text
             self._text.append(text)
             self._length += len(text)
             self._stream, self._parent = name, parent
@@ -142,8 +142,21 @@ class OutputPort:
             if self._length >= LARGEST_GATHERED or (quiet and text.endswith("\n")):
                 self._flush()
                 return
-        if first:
+            timed, self._timed = self._timed, True
+        if not timed:
             self._flush_later(self)
+
+    def time_is_up(self) -> None:
+        """`GATHERING_TIME` has passed since ``flush_later`` was called. From any thread.
+
+        What the streams have gathered since then may be younger than that: it is sent, too. So one
+        timer at a time is enough, however many short cells there are in that time.
+        """
+        if self.is_inherited:
+            return
+        with self._lock:
+            self._timed = False
+            self._flush()
 
     def flush(self) -> None:
         """Send what the streams have gathered. From any thread."""

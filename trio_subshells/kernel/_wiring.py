@@ -55,7 +55,7 @@ class Wiring:
         try:
             self.iopub.tell_nowait(FlushLater(output))
         except (ActorTerminated, trio.WouldBlock):  # then there is nobody to gather for
-            output.flush()
+            output.time_is_up()
 
 
 @attrs.frozen

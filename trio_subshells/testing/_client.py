@@ -116,7 +116,7 @@ class Exchange:
         self.asked = Moment()
         self.replies: list[Message] = []
         self.published: list[Message] = []
-        self._news = trio.lowlevel.ParkingLot()
+        self._waiting: list[tuple[Callable[[], bool], trio.Event]] = []
 
     @property
     def id(self) -> str:
@@ -126,12 +126,19 @@ class Exchange:
     def add(self, message: Message, channel: Channel) -> None:
         """Something has come."""
         (self.published if channel == "iopub" else self.replies).append(message)
-        self._news.unpark_all()
+        for condition, fulfilled in self._waiting:
+            if _may_hold(condition):
+                fulfilled.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until what has come fulfils a condition."""
         while not condition():
-            await self._news.park()
+            waiting = (condition, trio.Event())
+            self._waiting.append(waiting)
+            try:
+                await waiting[1].wait()
+            finally:
+                self._waiting.remove(waiting)
 
     async def reply(self) -> Reply:
         """Wait for the reply."""
@@ -181,6 +188,14 @@ class Exchange:
 
     def __repr__(self) -> str:
         return f"<Exchange {self.message.header.msg_type} {self.id[-8:]}>"
+
+
+def _may_hold(condition: Callable[[], bool]) -> bool:
+    """Whether a condition holds, or raises: that is the affair of who waits for it."""
+    try:
+        return condition()
+    except Exception:
+        return True
 
 
 class Client:
