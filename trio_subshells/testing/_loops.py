@@ -22,6 +22,7 @@ import contextvars
 import math
 import sys
 import warnings
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
 from types import CoroutineType
@@ -30,7 +31,6 @@ from typing import Any, Final, NoReturn
 import outcome
 import trio
 from trio._core import _run as trio_run
-from trio._core._entry_queue import EntryQueue
 from trio._core._instrumentation import Instruments
 from trio._core._ki import KIManager
 
@@ -97,43 +97,96 @@ class _Instruments(dict[str, dict[trio.abc.Instrument, None]]):
         return self
 
 
-class _Wakeup:
-    """Stands in for the socket pair through which other threads wake a loop.
+class _Calls:
+    """Stands in for ``Runner.entry_queue``, through which other threads call into a loop.
 
-    There are no other threads: whoever wakes the loop has the OS thread, and may wake the task.
+    There are no other threads: whoever calls has the OS thread, and needs neither a lock nor a
+    socket to wake the loop. Trio's own task, by which the calls are made, becomes runnable as ever;
+    but its steps, of which there are many, are `Loop.step`'s. Trio sees it wait all the time.
+
+    Args:
+        woken: called with that task when there is a call to be made.
     """
 
-    def __init__(self) -> None:
-        self._woken = False
-        self._waiter: trio.lowlevel.Task | None = None
-
-    def wakeup_thread_and_signal_safe(self) -> None:
-        if self._waiter is None:
-            self._woken = True
-        else:
-            waiter, self._waiter = self._waiter, None
-            wake(waiter)
-
-    async def wait_woken(self) -> None:
-        if self._woken:
-            self._woken = False
-            return
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            self._waiter = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        self._waiter = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def drain(self) -> None:
-        """There is nothing to drain."""
+    def __init__(self, woken: Callable[[trio.lowlevel.Task], object]) -> None:
+        self._woken = woken
+        self._calls: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._idempotent: dict[tuple[Callable[..., object], tuple[object, ...]], None] = {}
+        self._cancelled = False
+        self.caller: trio.lowlevel.Task | None = None
+        self.wanted = False
+        """Whether the caller is runnable because of a call."""
+        self.done = False
+        self.wakeup = self
 
     def wakeup_on_signals(self) -> None:
         """Signals go to the OS thread, and end the simulation."""
 
+    def run_sync_soon(
+        self, sync_fn: Callable[..., object], *args: object, idempotent: bool = False
+    ) -> None:
+        if self.done:
+            raise trio.RunFinishedError("run() has exited")
+        if idempotent:
+            self._idempotent[sync_fn, args] = None
+        else:
+            self._calls.append((sync_fn, args))
+        self._want()
+
+    def _want(self) -> None:
+        if self.caller is not None and not self.wanted:
+            self.wanted = True
+            self._woken(self.caller)
+
+    async def task(self) -> None:
+        caller = trio.lowlevel.current_task()
+        self.make()
+        self.caller = caller
+        try:
+            while True:
+                if self._calls or self._idempotent:
+                    self._want()
+                self._cancelled = False
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+        finally:
+            self.caller = None
+            self.done = True
+            self.make()
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        if self.wanted:  # it is runnable already: the calls first
+            self._cancelled = True
+            return trio.lowlevel.Abort.FAILED
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def make(self) -> None:
+        """Make the calls that there are now; as the caller."""
+        self.wanted = False
+        for _ in range(len(self._calls)):
+            self._call(*self._calls.popleft())
+        for call in list(self._idempotent):
+            del self._idempotent[call]
+            self._call(*call)
+        if self._calls or self._idempotent:
+            self._want()
+        elif self._cancelled and self.caller is not None:
+            wake(self.caller)
+
+    def _call(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
+        try:
+            function(*args)
+        except BaseException as error:
+            trio.lowlevel.spawn_system_task(_raise, error)  # as trio does: it ends the loop
+
+    def size(self) -> int:
+        return len(self._calls) + len(self._idempotent)
+
     def close(self) -> None:
         """Nothing is held."""
+
+
+async def _raise(error: BaseException) -> NoReturn:
+    raise error
 
 
 class _NoIO:
@@ -170,6 +223,7 @@ class Loop:
         woken: Callable[[trio.lowlevel.Task], object],
     ) -> None:
         outside = sys.get_asyncgen_hooks()
+        self._calls = _Calls(woken)
         self.runner = trio_run.Runner(
             clock=clock,
             instruments=_Instruments(),  # type: ignore[arg-type]
@@ -177,7 +231,7 @@ class Loop:
             ki_manager=KIManager(),  # not installed: Ctrl-C isn't part of the simulation
             strict_exception_groups=True,
             system_context=contextvars.copy_context(),
-            entry_queue=EntryQueue(wakeup=_Wakeup()),  # type: ignore[arg-type]
+            entry_queue=self._calls,  # type: ignore[arg-type]
         )
         self.runner.asyncgens.install_hooks(self.runner)
         self._queue = _RunQueue(woken)
@@ -216,6 +270,13 @@ class Loop:
         Raises:
             trio.TrioInternalError: a system task has failed, or trio is not what it was.
         """
+        if task is not None and task is self._calls.caller and self._calls.wanted:
+            _context.task = task
+            try:
+                task.context.run(self._calls.make)
+            finally:
+                del _context.task
+            return
         self._queue.set(task)
         try:
             self._advance(self._events)
@@ -223,7 +284,7 @@ class Loop:
             self._finish()
         except BaseException:
             self._finish()
-            self.runner.entry_queue.done = True  # it ends like others: nobody can wake its tasks
+            self._calls.done = True  # it ends like others: nobody can wake its tasks
             raise
         self._events = ()
 
