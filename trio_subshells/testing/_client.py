@@ -156,7 +156,7 @@ class Exchange:
 
     async def done(self) -> Reply:
         """Wait for the reply and for idle."""
-        await self.idle()
+        await self.until(lambda: bool(self.replies) and "idle" in self.states)
         return await self.reply()
 
     async def output(self, msg_type: str) -> Message:

@@ -125,7 +125,7 @@ def _check_depth(frame: bytes) -> None:
 
     Up to the first mistake in `frame`, where any reader stops, this tells strings from the rest.
     """
-    if frame.count(b"[") + frame.count(b"{") <= MOST_NESTED:
+    if len(frame) <= MOST_NESTED or frame.count(b"[") + frame.count(b"{") <= MOST_NESTED:
         return
     unescaped = frame.replace(b"\\\\", b"").replace(b'\\"', b"")
     outside_of_strings = b"".join(unescaped.split(b'"')[::2])

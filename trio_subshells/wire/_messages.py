@@ -12,6 +12,7 @@ any thread. A message's content is a plain dict, which belongs to the one who op
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, TypeAlias, TypeVar, overload
 
 import attrs
@@ -223,6 +224,16 @@ class Message:
         )
 
 
+@lru_cache(maxsize=32)
+def _parent_header(frame: bytes) -> Header:
+    """A parent header; all that a request brings about has the same."""
+    return Header.from_frame(frame)
+
+
+_SHORT_HEADER: Final = 1000
+"""Bytes of a header that is worth being kept for a while."""
+
+
 _KINDS: Final[dict[type, str]] = {
     str: "a string",
     int: "an integer",
@@ -283,6 +294,8 @@ class Envelope:
         if not self._read_object(self._parent_header, reason, name):
             return None  # empty, with blanks in it
         try:
+            if len(self._parent_header) <= _SHORT_HEADER:
+                return _parent_header(self._parent_header)
             return Header.from_frame(self._parent_header)
         except MalformedMessage as error:
             raise MalformedMessage(

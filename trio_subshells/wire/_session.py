@@ -15,8 +15,8 @@ import hmac
 import itertools
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -106,8 +106,7 @@ class WireSession:
             msg_type,
             self.session_id,
             self.username,
-            # The `Z` that jupyter_client sends too, rather than the `+00:00` of isoformat().
-            f"{datetime.now(UTC).isoformat(timespec='microseconds')[:-6]}Z",
+            _now(),
             PROTOCOL_VERSION,
             subshell_id,
         )
@@ -305,6 +304,23 @@ class Receiver:
                 else "the message isn't signed, but this connection has a key",
             )
         return digest
+
+
+def _now() -> str:
+    """The date in ISO 8601, with the ``Z`` that jupyter_client sends, too.
+
+    What changes within a second is put together here: that takes a fourth of the time.
+    """
+    global _second  # noqa: PLW0603 - threads that meet here write the same
+    second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
+    known, text = _second
+    if known != second:
+        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        _second = second, text
+    return f"{text}.{microsecond:06}Z"
+
+
+_second = (0, "1970-01-01T00:00:00")
 
 
 def _header_of(parent: Header | Message | Envelope | None) -> Header | None:
