@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,9 +28,11 @@ import trio_subshells as ts
 from trio_subshells import actors
 from trio_subshells.actors import _supervision
 from trio_subshells.kernel import serve
+from trio_subshells.sockets._ledger import start_lending
+from trio_subshells.testing import Client, Exchange
 from trio_subshells.wire import ConnectionInfo
 
-from .helpers import HANG, CellsKernel, Client, Exchange, open_client
+from .helpers import HANG, CellsKernel, open_client, types
 
 _PACKAGE = Path(ts.__file__).parent
 
@@ -178,17 +180,17 @@ class Session:
     error: BaseException | None = None
     asked: list[Exchange] = attrs.field(factory=list)
 
-    async def done(self, exchange: Exchange) -> dict[str, Any]:
+    async def done(self, exchange: Exchange) -> Mapping[str, Any]:
         """Wait for a reply, and check it."""
         self.asked.append(exchange)
-        content = await exchange.done()
+        content = (await exchange.done()).content
         check_reply(exchange)
         return content
 
     async def begun(self, exchange: Exchange) -> Exchange:
         """Wait until a cell runs, or has ended without having run."""
         self.asked.append(exchange)
-        await exchange.until(lambda: "execute_input" in exchange.types() or bool(exchange.replies))
+        await exchange.until(lambda: "execute_input" in types(exchange) or bool(exchange.replies))
         return exchange
 
 
@@ -196,8 +198,8 @@ def check_reply(exchange: Exchange) -> None:
     """What a client may rely on, whatever has failed."""
     content = exchange.replies[0].content
     if exchange.message.header.msg_type == "execute_request":
-        began = "execute_input" in exchange.types()
-        assert ("error" in exchange.types()) == (began and content["status"] == "error"), exchange
+        began = "execute_input" in types(exchange)
+        assert ("error" in types(exchange)) == (began and content["status"] == "error"), exchange
         assert not (began and content["status"] == "aborted")
 
 
@@ -206,48 +208,48 @@ async def use_kernel(session: Session, client: Client) -> None:
     done = session.done
 
     async def create() -> str:
-        content = await done(client.control("create_subshell_request"))
+        content = await done(client.control_soon("create_subshell_request"))
         return content.get("subshell_id", "none")  # type: ignore[no-any-return]
 
     async def interrupt(subshell_id: str | None) -> None:
         """If the fault has hit the interrupt itself, the cell runs on."""
         for _ in range(2):
-            content = await done(client.control("interrupt_request", subshell_id=subshell_id))
+            content = await done(client.control_soon("interrupt_request", subshell_id=subshell_id))
             if content["status"] == "ok" or content["ename"] == "UnknownSubshell":
                 return
 
     await done(client.request("kernel_info_request"))
-    await done(client.control("kernel_info_request"))
-    await done(client.execute("hello"))
+    await done(client.control_soon("kernel_info_request"))
+    await done(client.execute_soon("hello"))
     first, second = await create(), await create()
     for place in (None, first, second):
-        await done(client.execute("hello", subshell_id=place))
-        await done(client.execute("ask", subshell_id=place))
-        client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell_id=place)
-        await done(client.request("complete_request", _COMPLETE, subshell_id=place))
-        fails = client.execute("fail", subshell_id=place)
-        queued = client.execute("hello", subshell_id=place)
+        await done(client.execute_soon("hello", subshell=place))
+        await done(client.execute_soon("ask", subshell=place))
+        client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell=place)
+        await done(client.request("complete_request", _COMPLETE, subshell=place))
+        fails = client.execute_soon("fail", subshell=place)
+        queued = client.execute_soon("hello", subshell=place)
         await done(fails)
         await done(queued)
-    await done(client.control("list_subshell_request"))
-    running = await session.begun(client.execute("forever", subshell_id=first))
+    await done(client.control_soon("list_subshell_request"))
+    running = await session.begun(client.execute_soon("forever", subshell=first))
     await interrupt(first)
     await done(running)
     cells = [
-        await session.begun(client.execute("forever", subshell_id=place))
+        await session.begun(client.execute_soon("forever", subshell=place))
         for place in (None, first, second)
     ]
     await interrupt(None)
     for cell in cells:
         await done(cell)
     cells = [
-        await session.begun(client.execute("forever", subshell_id=first)),
-        client.execute("hello", subshell_id=first),
+        await session.begun(client.execute_soon("forever", subshell=first)),
+        client.execute_soon("hello", subshell=first),
     ]
-    await done(client.control("delete_subshell_request", subshell_id=first))
+    await done(client.control_soon("delete_subshell_request", subshell_id=first))
     for cell in cells:
         await done(cell)
-    await done(client.execute("hello", subshell_id=second))
+    await done(client.execute_soon("hello", subshell=second))
 
 
 _COMPLETE = {"code": "a", "cursor_pos": 1}
@@ -256,7 +258,7 @@ _COMPLETE = {"code": "a", "cursor_pos": 1}
 async def check_works(session: Session, client: Client) -> None:
     """A kernel that goes on after a fault is as good as new."""
 
-    async def ok(exchange: Exchange) -> dict[str, Any]:
+    async def ok(exchange: Exchange) -> Mapping[str, Any]:
         content = await session.done(exchange)
         if content.get("ename") == "KernelDied":
             await trio.sleep_forever()  # it says so itself: who has called waits for its end
@@ -264,26 +266,26 @@ async def check_works(session: Session, client: Client) -> None:
         return content
 
     await ok(client.request("kernel_info_request"))
-    listed = (await ok(client.control("list_subshell_request")))["subshell_id"]
-    new = (await ok(client.control("create_subshell_request")))["subshell_id"]
+    listed = (await ok(client.control_soon("list_subshell_request")))["subshell_id"]
+    new = (await ok(client.control_soon("create_subshell_request")))["subshell_id"]
     for place in (None, *listed, new):
-        asks = client.execute("ask", subshell_id=place)
+        asks = client.execute_soon("ask", subshell=place)
         if (await session.done(asks)).get("ename") == "UnknownSubshell":
             listed.remove(place)  # it was on its way out
         else:
             assert asks.text() == "answer"
-    async with open_client(session.connection, identity=b"another") as another:  # it is welcomed
-        cell = another.execute("hello")
+    async with open_client(session.connection, "another") as another:  # it is welcomed
+        cell = another.execute_soon("hello")
         await cell.done()
     assert cell.text() == "hello"
-    await ok(client.control("delete_subshell_request", subshell_id=new))
-    listed_now = (await ok(client.control("list_subshell_request")))["subshell_id"]
+    await ok(client.control_soon("delete_subshell_request", subshell_id=new))
+    listed_now = (await ok(client.control_soon("list_subshell_request")))["subshell_id"]
     assert listed_now == listed
 
 
 async def _answer_prompts(client: Client) -> None:
-    async for prompt in client.prompts:
-        client.answer(prompt, "answer")
+    while True:
+        client.answer(await client.prompt(), "answer")
 
 
 @asynccontextmanager
@@ -321,6 +323,7 @@ async def sabotage(kernel: ts.Kernel, faults: Faults) -> Session:
     In order: it is the fault that ends it, everything that was asked is answered, once, and no
     thread is left.
     """
+    start_lending()  # pyzmq's thread, which stays
     threads = set(threading.enumerate())
     async with _serving(kernel, faults) as session:
         if not session.ended.is_set():
@@ -339,7 +342,7 @@ async def sabotage(kernel: ts.Kernel, faults: Faults) -> Session:
                         if raised_before == faults.raised:
                             raise
                         await check_works(session, client)  # it was this that was hit
-                    await session.done(client.control("shutdown_request"))
+                    await session.done(client.control_soon("shutdown_request"))
                     await session.ended.wait()
                 for exchange in session.asked:
                     if exchange.published:  # it has been read
@@ -348,7 +351,7 @@ async def sabotage(kernel: ts.Kernel, faults: Faults) -> Session:
     if session.error is not None:
         assert isinstance(session.error, Fault), session.error
         assert faults.raised
-    assert set(threading.enumerate()) <= threads
+    assert set(threading.enumerate()) <= threads, set(threading.enumerate()) - threads
     return session
 
 

@@ -14,7 +14,7 @@ import trio_subshells as ts
 from trio_subshells.actors import Host, TaskHost, ThreadHost
 from trio_subshells.kernel import RunningKernel, open_kernel
 
-from .helpers import HANG, CellsKernel, Flag, served
+from .helpers import HANG, CellsKernel, Flag, served, types
 
 
 class Unspeakable(Exception):
@@ -146,22 +146,22 @@ async def test_in_a_cell(error: str, host: Host) -> None:
         client = at.client
         for place in (None, await client.create_subshell()):
             for code in ("fail", "fail_later"):
-                cell = client.execute(code, subshell_id=place)
-                reply = await cell.done()
+                cell = client.execute_soon(code, subshell=place)
+                reply = (await cell.done()).content
                 assert reply["status"] == "error"
                 shown = {key: reply[key] for key in ("ename", "evalue", "traceback")}
-                assert ("error", shown) in cell.outputs()
+                assert ("error", shown) in cell.outputs
                 if error not in ("surrogates", "CellError"):
                     assert reply["ename"] in (error, "ValueError", "RuntimeError")
             asks = client.request("complete_request", {"code": "a", "cursor_pos": 1})
-            assert (await asks.done())["status"] == "error"
-            client.request("comm_open", {"comm_id": "c", "target_name": "t"}, subshell_id=place)
-            evaluates = client.execute(
-                "nothing", subshell_id=place, user_expressions={"a": "b"}, stop_on_error=False
+            assert (await asks.done()).status == "error"
+            client.request("comm_open", {"comm_id": "c", "target_name": "t"}, subshell=place)
+            evaluates = client.execute_soon(
+                "nothing", subshell=place, user_expressions={"a": "b"}, stop_on_error=False
             )
-            assert (await evaluates.done())["status"] in ("ok", "error")
-            alive = client.execute("nothing", subshell_id=place)
-            assert (await alive.done())["status"] == "ok"
+            assert (await evaluates.done()).status in ("ok", "error")
+            alive = client.execute_soon("nothing", subshell=place)
+            assert (await alive.done()).status == "ok"
 
 
 @errors
@@ -171,20 +171,20 @@ async def test_in_a_cell_that_is_being_ended(error: str) -> None:
     async with served(kernel) as at:
         client = at.client
         ended = await client.create_subshell()
-        cell = client.execute("fail_in_the_end", subshell_id=ended)
-        await cell.wait_published("execute_input")
-        await client.control("interrupt_request").done()
+        cell = client.execute_soon("fail_in_the_end", subshell=ended)
+        await cell.output("execute_input")
+        await client.control("interrupt_request")
         # Python itself throws GeneratorExit where a coroutine is thrown away: that is let pass.
         expected = "GeneratorExit" if error == "GeneratorExit" else "KeyboardInterrupt"
-        assert (await cell.done())["ename"] == expected
-        cell = client.execute("fail_in_the_end", subshell_id=ended)
-        await cell.wait_published("execute_input")
-        deleted = await client.control("delete_subshell_request", subshell_id=ended).done()
+        assert (await cell.done()).ename == expected
+        cell = client.execute_soon("fail_in_the_end", subshell=ended)
+        await cell.output("execute_input")
+        deleted = (await client.control("delete_subshell_request", subshell_id=ended)).content
         assert deleted["status"] == "ok"
         expected = "GeneratorExit" if error == "GeneratorExit" else "SubshellDeleted"
-        assert (await cell.done())["ename"] == expected
-        assert "error" in cell.types()
-        assert (await client.execute("nothing").done())["status"] == "ok"
+        assert (await cell.done()).ename == expected
+        assert "error" in types(cell)
+        assert (await client.execute("nothing")).status == "ok"
 
 
 @errors
@@ -193,11 +193,11 @@ async def test_in_a_canceller(error: str) -> None:
     kernel.throw = ERRORS[error]
     async with served(kernel) as at:
         place = await at.client.create_subshell()
-        cell = at.client.execute("uninterruptible", subshell_id=place)
-        await cell.wait_published("execute_input")
-        assert (await at.client.control("interrupt_request").done())["status"] == "ok"
+        cell = at.client.execute_soon("uninterruptible", subshell=place)
+        await cell.output("execute_input")
+        assert (await at.client.control("interrupt_request")).status == "ok"
         await cell.done()
-        assert (await at.client.execute("nothing", subshell_id=place).done())["status"] == "ok"
+        assert (await at.client.execute("nothing", subshell=place)).status == "ok"
 
 
 @errors
@@ -211,7 +211,7 @@ async def test_when_a_subshell_is_set_up(error: str, host: Host) -> None:
             return  # in the main thread that is Ctrl-C, and ends everything
         lives = await client.create_subshell()
         kernel.throw, kernel.at = ERRORS[error], "begins"
-        reply = await client.control("create_subshell_request").done()
+        reply = (await client.control("create_subshell_request")).content
         assert reply["status"] == "error"
         if error != "MemoryError":
             assert "could not be set up" in reply["evalue"]
@@ -220,7 +220,7 @@ async def test_when_a_subshell_is_set_up(error: str, host: Host) -> None:
         kernel.at = ""
         assert list(await at.running.subshells()) == [None, lives]
         for place in (None, lives, await client.create_subshell()):
-            assert (await client.execute("nothing", subshell_id=place).done())["status"] == "ok"
+            assert (await client.execute("nothing", subshell=place)).status == "ok"
 
 
 @errors
@@ -234,10 +234,10 @@ async def test_when_a_subshell_ends(error: str, host: Host) -> None:
             return  # as above
         lives, ends = await client.create_subshell(), await client.create_subshell()
         kernel.throw, kernel.at = ERRORS[error], "ends"
-        deleted = await client.control("delete_subshell_request", subshell_id=ends).done()
+        deleted = (await client.control("delete_subshell_request", subshell_id=ends)).content
         assert deleted["status"] == "ok"
         assert list(await at.running.subshells()) == [None, lives]
-        assert (await client.execute("nothing", subshell_id=lives).done())["status"] == "ok"
+        assert (await client.execute("nothing", subshell=lives)).status == "ok"
         kernel.at = ""
 
 
@@ -303,12 +303,12 @@ async def test_a_subshell_that_the_author_ends(how: str, host: Host) -> None:
     async with served(kernel) as at:
         client = at.client
         ends = await client.create_subshell()
-        reply = await client.execute("end", subshell_id=ends).done()
+        reply = (await client.execute("end", subshell=ends)).content
         assert reply["ename"] == "SubshellDied"
         assert "Kernel.subshell() has ended its subshell" in reply["evalue"]
         while ends in await at.running.subshells():
             await trio.lowlevel.checkpoint()
-        assert (await client.execute("").done())["status"] == "ok"
+        assert (await client.execute("")).status == "ok"
 
 
 @pytest.mark.parametrize("how", ["cancels", "swallows"])

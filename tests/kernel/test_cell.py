@@ -8,8 +8,9 @@ import pytest
 import trio
 
 import trio_subshells as ts
+from trio_subshells.testing import Exchange
 
-from .helpers import CellFunction, CellsKernel, Exchange, Flag, served
+from .helpers import CellFunction, CellsKernel, Flag, served, types
 
 
 async def executed(cell: CellFunction, **content: Any) -> Exchange:
@@ -17,7 +18,7 @@ async def executed(cell: CellFunction, **content: Any) -> Exchange:
     kernel = CellsKernel()
     kernel.functions["cell"] = cell
     async with served(kernel) as at:
-        exchange = at.client.execute("cell", **content)
+        exchange = at.client.execute_soon("cell", **content)
         await exchange.done()
     return exchange
 
@@ -33,7 +34,7 @@ async def test_every_way_to_publish() -> None:
         cell.publish("my_message", {"mine": 1}, metadata={"m": 2})
 
     exchange = await executed(cell)
-    assert exchange.outputs()[1:] == [
+    assert exchange.outputs[1:] == [
         ("stream", {"name": "stdout", "text": "out\n"}),
         ("stream", {"name": "stderr", "text": "err\n"}),
         (
@@ -64,9 +65,9 @@ async def test_every_way_to_publish() -> None:
         ),
         ("my_message", {"mine": 1}),
     ]
-    display = await exchange.wait_published("display_data")
+    display = await exchange.output("display_data")
     assert display.buffers == (b"x",)
-    assert (await exchange.wait_published("my_message")).metadata == {"m": 2}
+    assert (await exchange.output("my_message")).metadata == {"m": 2}
 
 
 async def test_what_a_cell_is_told() -> None:
@@ -97,7 +98,7 @@ async def test_a_stream_is_stdout_or_stderr_and_takes_text() -> None:
         cell.stdout("")
 
     exchange = await executed(cell)
-    assert exchange.types() == ["execute_input"]
+    assert types(exchange) == ["execute_input"]
     assert "'stdlog'" in errors[0]
     assert "bytes" in errors[1]
 
@@ -121,11 +122,13 @@ async def test_a_canceller_ends_a_call_that_nothing_else_can() -> None:
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute("query", subshell_id=subshell_id)
+        exchange = at.client.execute_soon("query", subshell=subshell_id)
         await started.wait()
-        deleted = await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        deleted = (
+            await at.client.control("delete_subshell_request", subshell_id=subshell_id)
+        ).content
         assert deleted == {"status": "ok"}
-        content = await exchange.done()
+        content = (await exchange.done()).content
         assert content["ename"] == "SubshellDeleted"
         assert "the query was stopped" in "".join(content["traceback"])
 
@@ -142,12 +145,12 @@ async def test_an_interrupt_in_a_loop_that_prints_strikes_between_prints() -> No
     async with served(kernel) as at:
         for _ in range(5):
             subshell_id = await at.client.create_subshell()
-            exchange = at.client.execute("print_on", subshell_id=subshell_id)
-            await exchange.wait_published("stream")
-            await at.client.control("interrupt_request", subshell_id=subshell_id).done()
-            assert (await exchange.done())["ename"] == "KeyboardInterrupt"
-            again = at.client.execute("", subshell_id=subshell_id)
-            assert (await again.done())["status"] == "ok"
+            exchange = at.client.execute_soon("print_on", subshell=subshell_id)
+            await exchange.output("stream")
+            await at.client.control("interrupt_request", subshell_id=subshell_id)
+            assert (await exchange.done()).ename == "KeyboardInterrupt"
+            again = at.client.execute_soon("", subshell=subshell_id)
+            assert (await again.done()).status == "ok"
 
 
 async def test_a_cell_may_clean_up_after_an_interrupt() -> None:
@@ -162,10 +165,10 @@ async def test_a_cell_may_clean_up_after_an_interrupt() -> None:
             raise
 
     async with served(kernel) as at:
-        exchange = at.client.execute("with_cleanup")
-        await exchange.wait_published("execute_input")
-        await at.client.control("interrupt_request").done()
-        assert (await exchange.done())["ename"] == "KeyboardInterrupt"
+        exchange = at.client.execute_soon("with_cleanup")
+        await exchange.output("execute_input")
+        await at.client.control("interrupt_request")
+        assert (await exchange.done()).ename == "KeyboardInterrupt"
         assert exchange.text() == "cleaned up\n"
 
 
@@ -181,14 +184,14 @@ async def test_a_cell_that_needs_no_end_any_more_is_ok() -> None:
 
     done = Flag()
     async with served(kernel) as at:
-        exchange = at.client.execute("stubborn")
-        await exchange.wait_published("stream")
-        interrupt = at.client.control("interrupt_request")
+        exchange = at.client.execute_soon("stubborn")
+        await exchange.output("stream")
+        interrupt = at.client.control_soon("interrupt_request")
         await interrupt.busy()
         done.set()
-        assert (await interrupt.done())["status"] == "ok"
-        assert (await exchange.done())["status"] in {"ok", "error"}
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await interrupt.done()).status == "ok"
+        assert (await exchange.done()).status in {"ok", "error"}
+        assert (await at.client.execute("")).status == "ok"
 
 
 async def test_tasks_of_a_cell_end_with_it() -> None:
@@ -207,10 +210,10 @@ async def test_tasks_of_a_cell_end_with_it() -> None:
                 nursery.start_soon(work)
 
     async with served(kernel) as at:
-        exchange = at.client.execute("with_tasks")
-        await exchange.wait_published("execute_input")
-        await at.client.control("interrupt_request").done()
-        content = await exchange.done()
+        exchange = at.client.execute_soon("with_tasks")
+        await exchange.output("execute_input")
+        await at.client.control("interrupt_request")
+        content = (await exchange.done()).content
         assert content["ename"] == "KeyboardInterrupt"
         assert ended.is_set()
 

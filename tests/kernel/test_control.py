@@ -53,13 +53,13 @@ async def test_create_list_delete() -> None:
     async with served(CellsKernel()) as at:
         ids = [await at.client.create_subshell() for _ in range(3)]
         assert len(set(ids)) == 3
-        listed = await at.client.control("list_subshell_request").done()
+        listed = (await at.client.control("list_subshell_request")).content
         assert listed == {"status": "ok", "subshell_id": ids}
-        deleted = await at.client.control("delete_subshell_request", subshell_id=ids[1]).done()
+        deleted = (await at.client.control("delete_subshell_request", subshell_id=ids[1])).content
         assert deleted == {"status": "ok"}
-        listed = await at.client.control("list_subshell_request").done()
+        listed = (await at.client.control("list_subshell_request")).content
         assert listed["subshell_id"] == [ids[0], ids[2]]
-        again = await at.client.control("delete_subshell_request", subshell_id=ids[1]).done()
+        again = (await at.client.control("delete_subshell_request", subshell_id=ids[1])).content
         assert again["ename"] == "UnknownSubshell"
         assert ids[1] in again["evalue"]
 
@@ -69,10 +69,10 @@ async def test_a_kernel_without_subshells_knows_nothing_of_them() -> None:
         subshells = False
 
     async with served(Plain()) as at:
-        info = await at.client.request("kernel_info_request").done()
+        info = (await at.client.request("kernel_info_request").done()).content
         assert info["supported_features"] == []
         for verb in ("create", "delete", "list"):
-            reply = await at.client.control(f"{verb}_subshell_request", subshell_id="x").done()
+            reply = (await at.client.control(f"{verb}_subshell_request", subshell_id="x")).content
             assert reply["ename"] == "UnknownMessageType"
 
 
@@ -96,10 +96,10 @@ async def test_each_subshell_has_its_state_which_is_left_before_the_reply() -> N
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute("show", subshell_id=subshell_id)
+        exchange = at.client.execute_soon("show", subshell=subshell_id)
         await exchange.done()
         assert exchange.text() == f"state of {subshell_id}"
-        await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        await at.client.control("delete_subshell_request", subshell_id=subshell_id)
         assert lives == ["begin main", f"begin {subshell_id}", f"end {subshell_id}"]
     assert lives[-1] == "end main"
 
@@ -113,13 +113,13 @@ async def test_a_subshell_that_cant_be_set_up_is_an_error_and_leaves_nothing() -
             yield
 
     async with served(Failing()) as at:
-        reply = await at.client.control("create_subshell_request").done()
+        reply = (await at.client.control("create_subshell_request")).content
         assert reply["status"] == "error"
         assert "no more room" in reply["evalue"]
         with pytest.raises(RuntimeError, match="no more room"):
             await at.running.create_subshell()
         assert list(await at.running.subshells()) == [None]
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.execute("")).status == "ok"
 
 
 async def test_a_subshell_that_is_long_in_setting_up_keeps_no_other_from_it() -> None:
@@ -136,11 +136,11 @@ async def test_a_subshell_that_is_long_in_setting_up_keeps_no_other_from_it() ->
             yield
 
     async with served(Slow()) as at:
-        slow = at.client.control("create_subshell_request")
+        slow = at.client.control_soon("create_subshell_request")
         await at.client.create_subshell()
         assert slow.replies == []
         go_on.set()
-        assert (await slow.done())["status"] == "ok"
+        assert (await slow.done()).status == "ok"
 
 
 async def test_a_subshell_that_fails_when_it_ends_is_gone_all_the_same() -> None:
@@ -155,7 +155,9 @@ async def test_a_subshell_that_fails_when_it_ends_is_gone_all_the_same() -> None
 
     async with served(FailingAtTheEnd()) as at:
         subshell_id = await at.client.create_subshell()
-        reply = await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        reply = (
+            await at.client.control("delete_subshell_request", subshell_id=subshell_id)
+        ).content
         assert reply == {"status": "ok"}
         assert list(await at.running.subshells()) == [None]
 
@@ -172,21 +174,21 @@ async def test_a_busy_subshell_is_deleted_and_everything_answered(
 ) -> None:
     async with served(kernel_class()) as at:
         doomed, neighbour = [await at.client.create_subshell() for _ in range(2)]
-        undisturbed = at.client.execute("wait", subshell_id=neighbour)
-        await undisturbed.wait_published("execute_input")
-        running = at.client.execute(code, subshell_id=doomed)
-        await running.wait_published("execute_input")
-        queued = [at.client.execute(code, subshell_id=doomed) for _ in range(5)]
-        queued.append(at.client.request("is_complete_request", {"code": ""}, subshell_id=doomed))
+        undisturbed = at.client.execute_soon("wait", subshell=neighbour)
+        await undisturbed.output("execute_input")
+        running = at.client.execute_soon(code, subshell=doomed)
+        await running.output("execute_input")
+        queued = [at.client.execute_soon(code, subshell=doomed) for _ in range(5)]
+        queued.append(at.client.request("is_complete_request", {"code": ""}, subshell=doomed))
         await at.client.request("kernel_info_request").done()  # so those have arrived
-        reply = await at.client.control("delete_subshell_request", subshell_id=doomed).done()
+        reply = (await at.client.control("delete_subshell_request", subshell_id=doomed)).content
         assert reply == {"status": "ok"}
-        content = await running.done()
+        content = (await running.done()).content
         assert content["ename"] == "SubshellDeleted"
         assert content["execution_count"] == 1
         for each in queued:
-            assert (await each.done())["status"] == "aborted"
-        late = await at.client.execute("", subshell_id=doomed).done()
+            assert (await each.done()).status == "aborted"
+        late = (await at.client.execute("", subshell=doomed)).content
         assert late["ename"] == "UnknownSubshell"
         assert not undisturbed.replies
 
@@ -195,28 +197,28 @@ async def test_a_subshell_in_a_call_that_doesnt_return_is_reported_and_joined_la
     kernel = Busy()
     async with served(kernel) as at:
         subshell = await at.running.create_subshell()
-        stuck = at.client.execute("block", subshell_id=subshell.id)
-        await stuck.wait_published("execute_input")
-        queued = at.client.execute("", subshell_id=subshell.id)
+        stuck = at.client.execute_soon("block", subshell=subshell.id)
+        await stuck.output("execute_input")
+        queued = at.client.execute_soon("", subshell=subshell.id)
         await at.client.request("kernel_info_request").done()
-        reply = await at.client.control(
-            "delete_subshell_request", subshell_id=subshell.id, timeout=0.1
-        ).done()
+        reply = (
+            await at.client.control("delete_subshell_request", subshell_id=subshell.id, timeout=0.1)
+        ).content
         assert reply["ename"] == "SubshellUnjoinable"
         assert str(subshell.id) in reply["evalue"]
         # What waited is answered, and the kernel tells where the thread is that is left.
-        assert (await queued.done())["status"] == "aborted"
+        assert (await queued.done()).status == "aborted"
         assert subshell.state is ts.SubshellState.UNJOINABLE
-        listed = await at.client.control("list_subshell_request").done()
+        listed = (await at.client.control("list_subshell_request")).content
         assert listed["unjoinable"] == listed["subshell_id"] == [subshell.id]
-        refused = await at.client.execute("", subshell_id=subshell.id).done()
+        refused = (await at.client.execute("", subshell=subshell.id)).content
         assert refused["ename"] == "UnknownSubshell"
-        assert (await at.client.execute("").done())["status"] == "ok"
-        again = at.client.control("delete_subshell_request", subshell_id=subshell.id)
+        assert (await at.client.execute("")).status == "ok"
+        again = at.client.control_soon("delete_subshell_request", subshell_id=subshell.id)
         await again.busy()
         kernel.go.set()
-        assert await again.done() == {"status": "ok"}
-        assert (await stuck.done())["status"] in {"ok", "error"}
+        assert (await again.done()).content == {"status": "ok"}
+        assert (await stuck.done()).status in {"ok", "error"}
         assert subshell.state is ts.SubshellState.DELETED
 
 
@@ -224,44 +226,47 @@ async def test_code_that_blocks_when_it_is_cancelled_delays_its_own_delete_only(
     kernel = Busy()
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        cell = at.client.execute("blocked_cleanup", subshell_id=subshell_id)
-        await cell.wait_published("execute_input")
-        delete = at.client.control("delete_subshell_request", subshell_id=subshell_id)
+        cell = at.client.execute_soon("blocked_cleanup", subshell=subshell_id)
+        await cell.output("execute_input")
+        delete = at.client.control_soon("delete_subshell_request", subshell_id=subshell_id)
         await delete.busy()
         other = await at.client.create_subshell()
-        await at.client.execute("", subshell_id=other).done()
-        await at.client.control("delete_subshell_request", subshell_id=other).done()
+        await at.client.execute("", subshell=other)
+        await at.client.control("delete_subshell_request", subshell_id=other)
         assert not delete.replies
         kernel.go.set()
-        assert await delete.done() == {"status": "ok"}
-        assert (await cell.done())["ename"] == "SubshellDeleted"
+        assert (await delete.done()).content == {"status": "ok"}
+        assert (await cell.done()).ename == "SubshellDeleted"
 
 
 async def test_two_deletes_of_one_subshell() -> None:
     kernel = Busy()
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        cell = at.client.execute("blocked_cleanup", subshell_id=subshell_id)
-        await cell.wait_published("execute_input")
+        cell = at.client.execute_soon("blocked_cleanup", subshell=subshell_id)
+        await cell.output("execute_input")
         deletes = [
-            at.client.control("delete_subshell_request", subshell_id=subshell_id) for _ in range(2)
+            at.client.control_soon("delete_subshell_request", subshell_id=subshell_id)
+            for _ in range(2)
         ]
         for each in deletes:
             await each.busy()
         kernel.go.set()
-        assert [await each.done() for each in deletes] == [{"status": "ok"}] * 2
+        assert [(await each.done()).content for each in deletes] == [{"status": "ok"}] * 2
 
 
 async def test_many_come_and_go_at_once() -> None:
     async with served(CellsKernel()) as at:
-        created = [at.client.control("create_subshell_request") for _ in range(20)]
-        ids = [(await each.done())["subshell_id"] for each in created]
-        executed = [at.client.execute("", subshell_id=each) for each in ids for _ in range(3)]
-        deleted = [at.client.control("delete_subshell_request", subshell_id=each) for each in ids]
+        created = [at.client.control_soon("create_subshell_request") for _ in range(20)]
+        ids = [(await each.done()).content["subshell_id"] for each in created]
+        executed = [at.client.execute_soon("", subshell=each) for each in ids for _ in range(3)]
+        deleted = [
+            at.client.control_soon("delete_subshell_request", subshell_id=each) for each in ids
+        ]
         for each in deleted:
-            assert await each.done() == {"status": "ok"}
+            assert (await each.done()).content == {"status": "ok"}
         for each in executed:
-            content = await each.done()
+            content = (await each.done()).content
             assert content["status"] in {"ok", "aborted", "error"}
             if content["status"] == "error":
                 assert content["ename"] in {"UnknownSubshell", "SubshellDeleted"}
@@ -272,9 +277,11 @@ async def test_a_timeout_is_a_number_of_seconds() -> None:
     async with served(CellsKernel()) as at:
         subshell_id = await at.client.create_subshell()
         for wrong in ("1", True, [1]):
-            reply = await at.client.control(
-                "delete_subshell_request", subshell_id=subshell_id, timeout=wrong
-            ).done()
+            reply = (
+                await at.client.control(
+                    "delete_subshell_request", subshell_id=subshell_id, timeout=wrong
+                )
+            ).content
             assert reply["ename"] == "MalformedMessage"
             assert "'timeout'" in reply["evalue"]
         assert subshell_id in await at.running.subshells()
@@ -282,9 +289,11 @@ async def test_a_timeout_is_a_number_of_seconds() -> None:
             with pytest.raises(ValueError, match="timeout"):
                 await at.running.delete_subshell(subshell_id, timeout=wrong)
         for wrong in (-1, 10**400):
-            reply = await at.client.control(
-                "delete_subshell_request", subshell_id=subshell_id, timeout=wrong
-            ).done()
+            reply = (
+                await at.client.control(
+                    "delete_subshell_request", subshell_id=subshell_id, timeout=wrong
+                )
+            ).content
             assert reply["status"] == "error"
             assert "timeout" in reply["evalue"]
         assert subshell_id in await at.running.subshells()
@@ -298,51 +307,52 @@ async def test_an_interrupt_of_all_ends_what_runs_everywhere() -> None:
     async with served(Busy()) as at:
         ids = [None, await at.client.create_subshell(), await at.client.create_subshell()]
         cells = [
-            at.client.execute("wait" if each is None else "spin", subshell_id=each) for each in ids
+            at.client.execute_soon("wait" if each is None else "spin", subshell=each)
+            for each in ids
         ]
         for each in cells:
-            await each.wait_published("execute_input")
-        assert await at.client.control("interrupt_request").done() == {"status": "ok"}
+            await each.output("execute_input")
+        assert (await at.client.control("interrupt_request")).content == {"status": "ok"}
         for each in cells:
-            assert (await each.done())["ename"] == "KeyboardInterrupt"
+            assert (await each.done()).ename == "KeyboardInterrupt"
 
 
 async def test_an_interrupt_of_one_leaves_the_others_alone() -> None:
     async with served(Busy()) as at:
         one, other = [await at.client.create_subshell() for _ in range(2)]
-        hit = at.client.execute("spin", subshell_id=one)
-        spared = at.client.execute("wait", subshell_id=other)
-        await hit.wait_published("execute_input")
-        await spared.wait_published("execute_input")
-        await at.client.control("interrupt_request", subshell_id=one).done()
-        assert (await hit.done())["ename"] == "KeyboardInterrupt"
+        hit = at.client.execute_soon("spin", subshell=one)
+        spared = at.client.execute_soon("wait", subshell=other)
+        await hit.output("execute_input")
+        await spared.output("execute_input")
+        await at.client.control("interrupt_request", subshell_id=one)
+        assert (await hit.done()).ename == "KeyboardInterrupt"
         assert not spared.replies
-        unknown = await at.client.control("interrupt_request", subshell_id="nobody").done()
+        unknown = (await at.client.control("interrupt_request", subshell_id="nobody")).content
         assert unknown["ename"] == "UnknownSubshell"
 
 
 async def test_an_interrupt_when_nothing_runs_does_nothing() -> None:
     async with served(Busy()) as at:
-        assert await at.client.control("interrupt_request").done() == {"status": "ok"}
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.control("interrupt_request")).content == {"status": "ok"}
+        assert (await at.client.execute("")).status == "ok"
 
 
 async def test_an_interrupt_aborts_what_is_queued_behind() -> None:
     async with served(Busy()) as at:
-        cell = at.client.execute("wait")
-        queued = at.client.execute("")
-        await cell.wait_published("execute_input")
-        await at.client.control("interrupt_request").done()
-        assert (await cell.done())["ename"] == "KeyboardInterrupt"
-        assert (await queued.done())["status"] == "aborted"
+        cell = at.client.execute_soon("wait")
+        queued = at.client.execute_soon("")
+        await cell.output("execute_input")
+        await at.client.control("interrupt_request")
+        assert (await cell.done()).ename == "KeyboardInterrupt"
+        assert (await queued.done()).status == "aborted"
 
 
 async def test_an_interrupt_that_has_no_effect_says_so() -> None:
     kernel = Busy()
     async with served(kernel) as at:
         subshell = await at.running.create_subshell()
-        cell = at.client.execute("block", subshell_id=subshell.id)
-        await cell.wait_published("execute_input")
+        cell = at.client.execute_soon("block", subshell=subshell.id)
+        await cell.output("execute_input")
         with pytest.raises(TimeoutError, match=str(subshell.id)):
             await subshell.interrupt(timeout=0.1)
         kernel.go.set()
@@ -351,10 +361,10 @@ async def test_an_interrupt_that_has_no_effect_says_so() -> None:
 
 async def test_a_signals_interrupt_is_left_to_the_kernel() -> None:
     async with served(Busy()) as at:
-        cell = at.client.execute("wait")
-        await cell.wait_published("execute_input")
+        cell = at.client.execute_soon("wait")
+        await cell.output("execute_input")
         at.running.interrupt_soon()
-        assert (await cell.done())["ename"] == "KeyboardInterrupt"
+        assert (await cell.done()).ename == "KeyboardInterrupt"
     at.running.interrupt_soon()  # Ctrl-C once more, at the very end, is no error
 
 
@@ -365,23 +375,23 @@ async def test_a_shutdown_ends_everything_and_is_answered() -> None:
     async with served(Busy()) as at:
         subshell_id = await at.client.create_subshell()
         cells = [
-            at.client.execute("wait"),
-            at.client.execute("spin", subshell_id=subshell_id),
+            at.client.execute_soon("wait"),
+            at.client.execute_soon("spin", subshell=subshell_id),
         ]
         for each in cells:
-            await each.wait_published("execute_input")
-        queued = at.client.execute("", subshell_id=subshell_id)
+            await each.output("execute_input")
+        queued = at.client.execute_soon("", subshell=subshell_id)
         await at.client.request("kernel_info_request").done()
-        reply = await at.client.control("shutdown_request", restart=True).done()
+        reply = (await at.client.control("shutdown_request", restart=True)).content
         assert reply == {"status": "ok", "restart": True}
         for each in cells:
-            assert (await each.done())["ename"] == "KernelShutdown"
-        assert (await queued.done())["status"] == "aborted"
+            assert (await each.done()).ename == "KernelShutdown"
+        assert (await queued.done()).status == "aborted"
         await at.running.wait_closed()
-        late = await at.client.execute("").done()
+        late = (await at.client.execute("")).content
         assert late["ename"] == "UnknownSubshell"
         assert "shutting down" in late["evalue"]
-        late = await at.client.control("create_subshell_request").done()
+        late = (await at.client.control("create_subshell_request")).content
         assert "shutting down" in late["evalue"]
 
 
@@ -393,9 +403,9 @@ async def test_a_shutdown_doesnt_hang_on_what_cant_be_ended() -> None:
 
     async with served(kernel, on_unjoinable=give_up) as at:
         subshell_id = await at.client.create_subshell()
-        cell = at.client.execute("block", subshell_id=subshell_id)
-        await cell.wait_published("execute_input")
-        reply = await at.client.control("shutdown_request").done()
+        cell = at.client.execute_soon("block", subshell=subshell_id)
+        await cell.output("execute_input")
+        reply = (await at.client.control("shutdown_request")).content
         assert reply["status"] == "ok"
         await at.running.wait_closed()
         await told.wait()
@@ -404,25 +414,25 @@ async def test_a_shutdown_doesnt_hang_on_what_cant_be_ended() -> None:
 
 async def test_two_shutdowns() -> None:
     async with served(Busy()) as at:
-        replies = [at.client.control("shutdown_request") for _ in range(2)]
+        replies = [at.client.control_soon("shutdown_request") for _ in range(2)]
         for each in replies:
-            assert (await each.done())["status"] == "ok"
+            assert (await each.done()).status == "ok"
 
 
 async def test_a_shutdown_while_a_delete_is_still_going_on() -> None:
     kernel = Busy()
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        cell = at.client.execute("blocked_cleanup", subshell_id=subshell_id)
-        await cell.wait_published("execute_input")
-        delete = at.client.control("delete_subshell_request", subshell_id=subshell_id)
+        cell = at.client.execute_soon("blocked_cleanup", subshell=subshell_id)
+        await cell.output("execute_input")
+        delete = at.client.control_soon("delete_subshell_request", subshell_id=subshell_id)
         await delete.busy()
-        shutdown = at.client.control("shutdown_request")
+        shutdown = at.client.control_soon("shutdown_request")
         await shutdown.busy()
         kernel.go.set()
-        assert await delete.done() == {"status": "ok"}
-        assert (await shutdown.done())["status"] == "ok"
-        assert (await cell.done())["ename"] == "SubshellDeleted"
+        assert (await delete.done()).content == {"status": "ok"}
+        assert (await shutdown.done()).status == "ok"
+        assert (await cell.done()).ename == "SubshellDeleted"
 
 
 async def test_a_shutdown_ends_a_subshell_that_is_being_set_up() -> None:
@@ -437,10 +447,10 @@ async def test_a_shutdown_ends_a_subshell_that_is_being_set_up() -> None:
             yield
 
     async with served(Slow()) as at:
-        create = at.client.control("create_subshell_request")
+        create = at.client.control_soon("create_subshell_request")
         await begun.wait()
-        assert (await at.client.control("shutdown_request").done())["status"] == "ok"
-        assert (await create.done())["status"] == "error"
+        assert (await at.client.control("shutdown_request")).status == "ok"
+        assert (await create.done()).status == "error"
 
 
 async def test_a_shutdown_that_comes_while_a_subshell_is_started() -> None:
@@ -459,10 +469,10 @@ async def test_a_shutdown_that_comes_while_a_subshell_is_started() -> None:
         subshell_host = SlowHost()
 
     async with served(Slow()) as at:
-        create = at.client.control("create_subshell_request")
+        create = at.client.control_soon("create_subshell_request")
         await waiting.wait()
-        assert (await at.client.control("shutdown_request").done())["status"] == "ok"
+        assert (await at.client.control("shutdown_request")).status == "ok"
         go.set()
-        reply = await create.done()
+        reply = (await create.done()).content
         assert reply["status"] == "error"
         assert "shutting down" in reply["evalue"]

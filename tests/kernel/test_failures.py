@@ -153,7 +153,7 @@ async def test_a_handler_that_fails_at_every_message(
     async with served(kernel) as here:
         for _ in range(50):
             here.client.request("comm_msg", {"comm_id": "a", "data": {}})
-        await here.client.execute("after").done()
+        await here.client.execute("after")
     assert told_in_full(log) == ["a comm_msg has failed"]
     assert "50 in all; the last: ZeroDivisionError: by accident" in summed_up(log)[-1]
 

@@ -23,10 +23,11 @@ import trio
 import trio_subshells as ts
 from trio_subshells.actors import ActorTerminated, Host, TaskHost, ThreadHost
 from trio_subshells.kernel import SubshellState, _control, _shell, open_kernel
+from trio_subshells.testing import Client
 from trio_subshells.wire import ConnectionInfo
 
 from .faults import Fault, Faults, TargetKernel, sabotage, survey
-from .helpers import HANG, CellsKernel, Client, Flag, Served, open_client, served
+from .helpers import HANG, CellsKernel, Flag, Served, open_client, served, types
 
 VICTIMS = ("io", "shell", "control", "stdin", "iopub", "nest", "main shell", "subshell")
 
@@ -109,7 +110,7 @@ hosts = pytest.mark.parametrize("host", [ThreadHost(), TaskHost()], ids=["thread
 
 
 async def _list(client: Client) -> list[str]:
-    content = await client.control("list_subshell_request").done()
+    content = (await client.control("list_subshell_request")).content
     ids = content["subshell_id"]
     assert isinstance(ids, list)
     return ids
@@ -130,36 +131,36 @@ async def test_a_subshell_dies(host: Host, caplog: pytest.LogCaptureFixture) -> 
     async with served(kernel) as at:
         client = at.client
         doomed, other = await client.create_subshell(), await client.create_subshell()
-        elsewhere = [client.execute("forever", subshell_id=place) for place in (None, other)]
+        elsewhere = [client.execute_soon("forever", subshell=place) for place in (None, other)]
         for each in elsewhere:
-            await each.wait_published("execute_input")
-        ran = client.execute("doomed", subshell_id=doomed)
-        await ran.wait_published("execute_input")
-        queued = [client.execute("nothing", subshell_id=doomed) for _ in range(3)]
-        queued.append(client.request("complete_request", _COMPLETE, subshell_id=doomed))
+            await each.output("execute_input")
+        ran = client.execute_soon("doomed", subshell=doomed)
+        await ran.output("execute_input")
+        queued = [client.execute_soon("nothing", subshell=doomed) for _ in range(3)]
+        queued.append(client.request("complete_request", _COMPLETE, subshell=doomed))
         await client.request("kernel_info_request").done()  # they have been read before this
         kernel.go.set()
 
-        reply = await ran.done()
+        reply = (await ran.done()).content
         assert reply["status"] == "error"
         assert reply["ename"] == "SubshellDied"
         assert doomed in reply["evalue"]
         assert "ZeroDivisionError: in the background" in reply["evalue"]
         assert any("in die" in line for line in reply["traceback"])
         shown = {key: reply[key] for key in ("ename", "evalue", "traceback")}
-        assert ran.outputs()[-1] == ("error", shown)
+        assert ran.outputs[-1] == ("error", shown)
         for each in queued:
-            assert (await each.done())["status"] == "aborted"
-            assert each.types() == []
+            assert (await each.done()).status == "aborted"
+            assert types(each) == []
 
         await _gone(at, doomed)
         assert await _list(client) == [other]
-        later = await client.execute("nothing", subshell_id=doomed).done()
+        later = (await client.execute("nothing", subshell=doomed)).content
         assert later["ename"] == "UnknownSubshell"
         assert not any(each.replies for each in elsewhere)
-        await client.control("interrupt_request").done()
+        await client.control("interrupt_request")
         for each in elsewhere:
-            assert (await each.done())["ename"] == "KeyboardInterrupt"
+            assert (await each.done()).ename == "KeyboardInterrupt"
     told = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(told) == 1
     assert told[0].exc_info is not None
@@ -173,13 +174,13 @@ async def test_an_idle_subshell_dies(host: Host) -> None:
     kernel = NurseryKernel(host)
     async with served(kernel) as at:
         doomed = await at.client.create_subshell()
-        assert (await at.client.execute("late", subshell_id=doomed).done())["status"] == "ok"
+        assert (await at.client.execute("late", subshell=doomed)).status == "ok"
         handle = (await at.running.subshells())[doomed]
         kernel.go.set()
         await _gone(at, doomed)
         assert handle.state is SubshellState.DELETED
         assert await _list(at.client) == []
-        assert (await at.client.execute("nothing").done())["status"] == "ok"
+        assert (await at.client.execute("nothing")).status == "ok"
 
 
 async def test_what_a_handle_asked_of_a_subshell_that_dies() -> None:
@@ -209,18 +210,18 @@ async def test_the_main_shell_dies_and_the_kernel_ends() -> None:
     async with _dying(kernel) as dying:
         client = dying.client
         other = await client.create_subshell()
-        elsewhere = client.execute("forever", subshell_id=other)
-        await elsewhere.wait_published("execute_input")
-        ran = client.execute("doomed")
-        await ran.wait_published("execute_input")
-        queued = client.execute("nothing")
+        elsewhere = client.execute_soon("forever", subshell=other)
+        await elsewhere.output("execute_input")
+        ran = client.execute_soon("doomed")
+        await ran.output("execute_input")
+        queued = client.execute_soon("nothing")
         await client.request("kernel_info_request").done()
         kernel.go.set()
-        reply = await ran.done()
+        reply = (await ran.done()).content
         assert reply["ename"] == "KernelDied"
         assert "ZeroDivisionError: in the background" in reply["evalue"]
-        assert (await queued.done())["status"] == "aborted"
-        assert (await elsewhere.done())["ename"] == "KernelDied"
+        assert (await queued.done()).status == "aborted"
+        assert (await elsewhere.done()).ename == "KernelDied"
     assert isinstance(dying.error, ZeroDivisionError)
 
 
@@ -259,18 +260,18 @@ async def test_stdin_fails_while_cells_ask(code: str, quiet: None) -> None:
         async with served(TalkingKernel()) as at:
             client = at.client
             places = [await client.create_subshell() for _ in range(2)]
-            asking = [client.execute(code, subshell_id=place) for place in places]
-            prompts = [await client.prompts.receive() for _ in asking]
+            asking = [client.execute_soon(code, subshell=place) for place in places]
+            prompts = [await client.prompt() for _ in asking]
             faults.arm()
             client.answer(prompts[0], "wakes it up")
             for each in asking:
-                reply = await each.done()
+                reply = (await each.done()).content
                 assert reply["ename"] == "ConnectionError"
                 assert "stdin channel has failed" in reply["evalue"]
             for place in places:
-                asks = client.execute(code, subshell_id=place)
-                client.answer(await client.prompts.receive(), "yes")
-                assert (await asks.done())["status"] == "ok"
+                asks = client.execute_soon(code, subshell=place)
+                client.answer(await client.prompt(), "yes")
+                assert (await asks.done()).status == "ok"
                 assert asks.text() == "yes"
 
 
@@ -279,16 +280,16 @@ async def test_iopub_fails_before_it_has_flushed(quiet: None) -> None:
     faults = Faults("iopub")
     with faults.installed():
         async with served(kernel) as at:
-            prints = at.client.execute("print_and_wait")
+            prints = at.client.execute_soon("print_and_wait")
             faults.arm()  # hit by the next thing that happens there: the timer, or its request
-            await prints.wait_published("stream", text="a line that ")
+            await prints.output("stream", text="a line that ")
             assert faults.raised
-            async with open_client(at.running.connection, identity=b"late"):
+            async with open_client(at.running.connection, "late"):
                 pass  # it has been welcomed
             kernel.go.set()
-            assert (await prints.done())["status"] == "ok"
-            again = at.client.execute("print_and_wait")
-            await again.wait_published("stream", text="a line that ")
+            assert (await prints.done()).status == "ok"
+            again = at.client.execute_soon("print_and_wait")
+            await again.output("stream", text="a line that ")
             await again.done()
 
 
@@ -298,13 +299,13 @@ async def test_one_failure_too_many_ends_the_kernel(victim: str, quiet: None) ->
     with faults.installed():
         async with _dying(TalkingKernel()) as dying:
             place = await dying.client.create_subshell()
-            runs = dying.client.execute("forever")
-            await runs.wait_published("execute_input")
+            runs = dying.client.execute_soon("forever")
+            await runs.output("execute_input")
             faults.arm(times=100)
             code = "ask" if victim == "stdin" else "print_and_wait"
-            wakes = dying.client.execute(code, subshell_id=place)
-            assert (await runs.done())["ename"] == "KernelDied"
-            assert (await wakes.done())["status"] == "error"
+            wakes = dying.client.execute_soon(code, subshell=place)
+            assert (await runs.done()).ename == "KernelDied"
+            assert (await wakes.done()).status == "error"
     assert dying.error is not None
     told = "".join(traceback.format_exception(dying.error))
     assert "Fault" in told
@@ -384,26 +385,26 @@ async def test_what_runs_is_ended_with_the_kernel(
             places = [await client.create_subshell() for _ in range(3)]
             codes = ["forever", "compute", "forever"]
             cells = [
-                client.execute(code, subshell_id=place)
+                client.execute_soon(code, subshell=place)
                 for code, place in zip(codes, places, strict=True)
             ]
             for cell in cells:
-                await cell.wait_published("execute_input")
-            queued = [client.execute("forever", subshell_id=place) for place in places]
+                await cell.output("execute_input")
+            queued = [client.execute_soon("forever", subshell=place) for place in places]
             await client.request("kernel_info_request").done()
             faults.arm()
             match victim:
                 case "shell":
                     client.request("kernel_info_request")
                 case "control":
-                    client.control("kernel_info_request")
+                    client.control_soon("kernel_info_request")
                 case "nest":
                     with pytest.raises(ActorTerminated, match="kernel/nest"):
                         await dying.running.create_subshell(host=TaskHost())
             for cell in cells:
-                assert (await cell.done())["ename"] == "KernelDied"
+                assert (await cell.done()).ename == "KernelDied"
             for each in queued:
-                assert (await each.done())["status"] == "aborted"
+                assert (await each.done()).status == "aborted"
     assert isinstance(dying.error, Fault)
     assert any("failure of the actor" in note for note in dying.error.__notes__)
     (told,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -421,14 +422,14 @@ async def test_what_is_to_end_the_kernel_fails(quiet: None) -> None:
 
     async with _dying(BusyKernel(), until=until) as dying:
         cells = [
-            dying.client.execute("compute", subshell_id=await dying.client.create_subshell()),
-            dying.client.execute("forever"),
+            dying.client.execute_soon("compute", subshell=await dying.client.create_subshell()),
+            dying.client.execute_soon("forever"),
         ]
         for cell in cells:
-            await cell.wait_published("execute_input")
+            await cell.output("execute_input")
         go.set()
         for cell in cells:
-            assert (await cell.done())["ename"] == "KernelDied"
+            assert (await cell.done()).ename == "KernelDied"
     assert isinstance(dying.error, Fault)
 
 
@@ -448,11 +449,11 @@ async def test_what_cant_be_ended_when_the_kernel_fails(
     with faults.installed():
         async with _dying(kernel, on_unjoinable=on_unjoinable) as dying:
             client = dying.client
-            stuck = client.execute("stuck", subshell_id=await client.create_subshell())
-            await stuck.wait_published("execute_input")
+            stuck = client.execute_soon("stuck", subshell=await client.create_subshell())
+            await stuck.output("execute_input")
             faults.arm()
             client.request("kernel_info_request")
-            client.control("kernel_info_request")
+            client.control_soon("kernel_info_request")
             await stuck.reply()
     assert isinstance(dying.error, Fault)
     assert statuses == [1]

@@ -12,7 +12,7 @@ import trio
 
 import trio_subshells as ts
 
-from .helpers import HANG, CellsKernel, served
+from .helpers import HANG, CellsKernel, served, types
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
@@ -117,9 +117,9 @@ async def test_a_child_ends_with_its_cell(
     async with served(kernel) as at:
         for subshell in (None, await at.client.create_subshell()):
             capfd.readouterr()
-            exchange = at.client.execute("forks", subshell_id=subshell)
-            assert (await exchange.done())["status"] == "ok"
-            assert exchange.outputs()[1:] == [("stream", {"name": "stdout", "text": "parent\n"})]
+            exchange = at.client.execute_soon("forks", subshell=subshell)
+            assert (await exchange.done()).status == "ok"
+            assert exchange.outputs[1:] == [("stream", {"name": "stdout", "text": "parent\n"})]
             code, out, err = CHILDREN[child]
             seen = capfd.readouterr()
             assert seen.out == out
@@ -144,9 +144,9 @@ async def test_a_child_that_awaits_ends_and_says_why(capfd: pytest.CaptureFixtur
         codes.append(wait_for(pid))
 
     async with served(kernel) as at:
-        exchange = at.client.execute("forks")
-        assert (await exchange.done())["status"] == "ok"
-        assert exchange.types() == ["execute_input"]
+        exchange = at.client.execute_soon("forks")
+        assert (await exchange.done()).status == "ok"
+        assert types(exchange) == ["execute_input"]
     assert codes == [1]
     seen = capfd.readouterr()
     assert seen.out == ""
@@ -186,8 +186,8 @@ async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
     async with served(kernel) as at:
         for subshell in (None, await at.client.create_subshell()):
             codes.clear()
-            exchange = at.client.execute("forks", subshell_id=subshell)
-            assert (await exchange.done())["status"] == "ok"
+            exchange = at.client.execute_soon("forks", subshell=subshell)
+            assert (await exchange.done()).status == "ok"
             assert exchange.text() == "parent\n"
             assert codes == {"returns": 0, "fails": 1, "awaits": 1}
     seen = capfd.readouterr()
@@ -213,7 +213,7 @@ async def test_a_child_can_be_interrupted_by_itself() -> None:
     async with served(kernel) as at:
         subshell = await at.client.create_subshell()
         # In the child the thread that has forked is the main thread, so signals reach it.
-        assert (await at.client.execute("forks", subshell_id=subshell).done())["status"] == "ok"
+        assert (await at.client.execute("forks", subshell=subshell)).status == "ok"
     assert codes == [5]
 
 
@@ -244,8 +244,8 @@ async def test_a_fork_while_others_publish_finds_no_lock_held(
             thread.join()
 
     async with served(kernel) as at:
-        exchange = at.client.execute("chatter")
-        assert (await exchange.done())["status"] == "ok"
-        assert set(exchange.types()) == {"execute_input", "stream"}
+        exchange = at.client.execute_soon("chatter")
+        assert (await exchange.done()).status == "ok"
+        assert set(types(exchange)) == {"execute_input", "stream"}
         assert set(exchange.text().split()) == {"x"}
     assert capfd.readouterr().out == "child\n" * 20

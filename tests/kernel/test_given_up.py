@@ -12,9 +12,10 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import _control, serve
+from trio_subshells.testing import Client, Exchange
 from trio_subshells.wire import ConnectionInfo
 
-from .helpers import HANG, CellsKernel, Client, Exchange, Flag, open_client, served
+from .helpers import HANG, CellsKernel, Flag, open_client, served, types
 
 
 class Stuck(CellsKernel):
@@ -49,9 +50,9 @@ TIMEOUT = {"timeout": 0.05, "give_up_after": 0.1}
 
 async def _stuck(client: Client, subshell_id: str, **metadata: float) -> Exchange:
     cell = client.request(
-        "execute_request", {"code": "block"}, subshell_id=subshell_id, metadata=metadata
+        "execute_request", {"code": "block"}, subshell=subshell_id, metadata=metadata
     )
-    await cell.wait_published("execute_input")
+    await cell.output("execute_input")
     return cell
 
 
@@ -61,12 +62,12 @@ async def _nothing_more(client: Client, *exchanges: Exchange) -> None:
         await client.request("kernel_info_request", channel=channel).done()
     for exchange in exchanges:
         await exchange.done()
-        assert exchange.types().count("error") == 1
+        assert types(exchange).count("error") == 1
 
 
 async def _works_again(client: Client, subshell_id: str) -> None:
     """Try until it is free: that the call has returned is announced by no message."""
-    while (reply := await client.execute("hello", subshell_id=subshell_id).done())[
+    while (reply := (await client.execute("hello", subshell=subshell_id)).content)[
         "status"
     ] != "ok":
         assert reply["ename"] == "ShellOccupied"
@@ -80,22 +81,24 @@ async def test_the_cell_of_a_subshell_that_can_t_be_joined_is_answered() -> None
     async with served(kernel) as at:
         subshell = await at.running.create_subshell()
         assert subshell.id is not None
-        await at.client.execute("hello", subshell_id=subshell.id).done()
+        await at.client.execute("hello", subshell=subshell.id)
         cell = await _stuck(at.client, subshell.id)
-        asked = at.client.request("history_request", subshell_id=subshell.id)
-        queued = at.client.execute("hello", subshell_id=subshell.id)
+        asked = at.client.request("history_request", subshell=subshell.id)
+        queued = at.client.execute_soon("hello", subshell=subshell.id)
         await at.client.request("kernel_info_request").done()
-        delete = at.client.control("delete_subshell_request", subshell_id=subshell.id, timeout=0.1)
-        content = await cell.done()
+        delete = at.client.control_soon(
+            "delete_subshell_request", subshell_id=subshell.id, timeout=0.1
+        )
+        content = (await cell.done()).content
         assert content["ename"] == "SubshellDeleted"
         assert "can't be ended" in content["evalue"]
         assert content["execution_count"] == 2
-        assert cell.types() == ["execute_input", "error"]
-        assert (await queued.done())["status"] == (await asked.done())["status"] == "aborted"
-        assert (await delete.done())["ename"] == "SubshellUnjoinable"
+        assert types(cell) == ["execute_input", "error"]
+        assert (await queued.done()).status == (await asked.done()).status == "aborted"
+        assert (await delete.done()).ename == "SubshellUnjoinable"
         assert subshell.state is ts.SubshellState.UNJOINABLE
         kernel.go.set()
-        await at.client.control("delete_subshell_request", subshell_id=subshell.id).done()
+        await at.client.control("delete_subshell_request", subshell_id=subshell.id)
         await _nothing_more(at.client, cell)
         assert subshell.state is ts.SubshellState.DELETED
 
@@ -124,11 +127,11 @@ async def test_a_silent_cell_is_given_up_silently() -> None:
         cell = at.client.request(
             "execute_request",
             {"code": "block", "silent": True},
-            subshell_id=subshell_id,
+            subshell=subshell_id,
             metadata=TIMEOUT,
         )
-        assert (await cell.done())["ename"] == "CellTimeout"
-        assert cell.outputs() == []
+        assert (await cell.done()).ename == "CellTimeout"
+        assert cell.outputs == []
         kernel.go.set()
 
 
@@ -143,14 +146,12 @@ async def test_a_comm_handler_that_can_t_be_ended_is_idle_at_last() -> None:
     kernel = StuckComms()
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        comm = at.client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell_id=subshell_id)
+        comm = at.client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell=subshell_id)
         await kernel.comms.wait()
-        await at.client.control(
-            "delete_subshell_request", subshell_id=subshell_id, timeout=0.1
-        ).done()
+        await at.client.control("delete_subshell_request", subshell_id=subshell_id, timeout=0.1)
         await comm.idle()
         kernel.go.set()
-        await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        await at.client.control("delete_subshell_request", subshell_id=subshell_id)
         await at.client.request("kernel_info_request").done()
         assert [each.content["execution_state"] for each in comm.published] == ["busy", "idle"]
 
@@ -168,13 +169,11 @@ async def test_a_subshell_that_was_given_no_time_is_ended_and_joined_all_the_sam
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        cell = at.client.execute("spin", subshell_id=subshell_id)
+        cell = at.client.execute_soon("spin", subshell=subshell_id)
         await spins.wait()
-        await at.client.control(
-            "delete_subshell_request", subshell_id=subshell_id, timeout=0
-        ).done()
-        assert (await cell.done())["ename"] == "SubshellDeleted"
-        while (await at.client.control("list_subshell_request").done())["subshell_id"]:
+        await at.client.control("delete_subshell_request", subshell_id=subshell_id, timeout=0)
+        assert (await cell.done()).ename == "SubshellDeleted"
+        while (await at.client.control("list_subshell_request")).content["subshell_id"]:
             pass
 
 
@@ -186,24 +185,24 @@ async def test_a_cell_that_its_timeout_can_t_end_is_answered() -> None:
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
         cell = await _stuck(at.client, subshell_id, **TIMEOUT)
-        queued = [at.client.execute("hello", subshell_id=subshell_id) for _ in range(3)]
-        asked = at.client.request("history_request", subshell_id=subshell_id)
-        content = await cell.done()
+        queued = [at.client.execute_soon("hello", subshell=subshell_id) for _ in range(3)]
+        asked = at.client.request("history_request", subshell=subshell_id)
+        content = (await cell.done()).content
         assert content["ename"] == "CellTimeout"
         assert "timeout was 0.05 s, and after 0.15 s it could not be ended" in content["evalue"]
         assert subshell_id in content["evalue"]
         assert content["execution_count"] == 1
-        assert cell.types() == ["execute_input", "error"]
+        assert types(cell) == ["execute_input", "error"]
         for each in queued:
-            assert (await each.done())["status"] == "aborted"
-        assert (await asked.done())["ename"] == "ShellOccupied"
+            assert (await each.done()).status == "aborted"
+        assert (await asked.done()).ename == "ShellOccupied"
         # Nobody waits for what may never return, without knowing it.
-        later = await at.client.execute("hello", subshell_id=subshell_id).done()
+        later = (await at.client.execute("hello", subshell=subshell_id)).content
         assert later["ename"] == "ShellOccupied"
         assert subshell_id in later["evalue"]
-        assert (await at.client.execute("hello").done())["status"] == "ok"
+        assert (await at.client.execute("hello")).status == "ok"
         # But what says something, rather than to ask, is kept.
-        at.client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell_id=subshell_id)
+        at.client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell=subshell_id)
         kernel.go.set()
         await kernel.comms.wait()
         await _works_again(at.client, subshell_id)
@@ -217,12 +216,12 @@ async def test_what_does_not_stop_on_error_isn_t_aborted_but_refused() -> None:
         cell = at.client.request(
             "execute_request",
             {"code": "block", "stop_on_error": False},
-            subshell_id=subshell_id,
+            subshell=subshell_id,
             metadata=TIMEOUT,
         )
-        queued = at.client.execute("hello", subshell_id=subshell_id)
-        assert (await cell.done())["ename"] == "CellTimeout"
-        assert (await queued.done())["ename"] == "ShellOccupied"
+        queued = at.client.execute_soon("hello", subshell=subshell_id)
+        assert (await cell.done()).ename == "CellTimeout"
+        assert (await queued.done()).ename == "ShellOccupied"
         kernel.go.set()
         await _works_again(at.client, subshell_id)
 
@@ -232,11 +231,13 @@ async def test_a_shell_that_is_occupied_is_deleted_and_nothing_is_said_twice() -
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
         cell = await _stuck(at.client, subshell_id, **TIMEOUT)
-        assert (await cell.done())["ename"] == "CellTimeout"
-        delete = at.client.control("delete_subshell_request", subshell_id=subshell_id, timeout=0.1)
-        assert (await delete.done())["ename"] == "SubshellUnjoinable"
+        assert (await cell.done()).ename == "CellTimeout"
+        delete = at.client.control_soon(
+            "delete_subshell_request", subshell_id=subshell_id, timeout=0.1
+        )
+        assert (await delete.done()).ename == "SubshellUnjoinable"
         kernel.go.set()
-        await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        await at.client.control("delete_subshell_request", subshell_id=subshell_id)
         await _nothing_more(at.client, cell)
 
 
@@ -248,7 +249,7 @@ async def test_a_wrong_give_up_after_is_an_error(wrong: object) -> None:
             {"code": "hello"},
             metadata={"timeout": 1, "give_up_after": wrong},
         )
-        content = await cell.done()
+        content = (await cell.done()).content
         assert content["ename"] == "MalformedMessage"
         assert "give_up_after" in content["evalue"]
 
@@ -261,16 +262,16 @@ async def test_what_ends_at_the_moment_when_it_is_given_up_is_answered_once() ->
                 subshell_id: at.client.request(
                     "execute_request",
                     {"code": "nap"},
-                    subshell_id=subshell_id,
+                    subshell=subshell_id,
                     metadata={"nap": nap, "timeout": 0.01, "give_up_after": 0.02},
                 )
                 for subshell_id, nap in naps.items()
             }
-            behind = [at.client.execute("hello", subshell_id=each) for each in naps]
+            behind = [at.client.execute_soon("hello", subshell=each) for each in naps]
             await at.client.request("kernel_info_request").done()
             for subshell_id, cell in cells.items():
                 # The next one is to end nearer to that moment, wherever this machine has it.
-                given_up = "could not be ended" in (await cell.done()).get("evalue", "")
+                given_up = "could not be ended" in (await cell.done()).content.get("evalue", "")
                 naps[subshell_id] += -0.001 if given_up else 0.001
             for follower in behind:
                 await follower.done()
@@ -279,8 +280,8 @@ async def test_what_ends_at_the_moment_when_it_is_given_up_is_answered_once() ->
             for channel in ("shell", "control"):
                 await at.client.request("kernel_info_request", channel=channel).done()
             for exchange in [*cells.values(), *behind]:
-                content = await exchange.done()
-                assert exchange.types().count("error") == (content["status"] == "error")
+                content = (await exchange.done()).content
+                assert types(exchange).count("error") == (content["status"] == "error")
 
 
 # ------------------------------------------------------------------------------------ interrupts
@@ -321,13 +322,15 @@ async def test_what_a_shutdown_can_t_end_is_answered_before_the_shutdown_is(
     async with served(kernel, on_unjoinable=leave) as at:
         subshell_id = await at.client.create_subshell()
         cell = await _stuck(at.client, subshell_id)
-        queued = at.client.execute("hello", subshell_id=subshell_id)
-        delete = at.client.control("delete_subshell_request", subshell_id=subshell_id, timeout=1000)
+        queued = at.client.execute_soon("hello", subshell=subshell_id)
+        delete = at.client.control_soon(
+            "delete_subshell_request", subshell_id=subshell_id, timeout=1000
+        )
         await delete.busy()
-        assert (await at.client.control("shutdown_request").done())["status"] == "ok"
-        assert (await cell.done())["ename"] == "SubshellDeleted"  # that came first
-        assert (await queued.done())["status"] == "aborted"
-        assert (await delete.done())["ename"] == "KernelShutdown"
+        assert (await at.client.control("shutdown_request")).status == "ok"
+        assert (await cell.done()).ename == "SubshellDeleted"  # that came first
+        assert (await queued.done()).status == "aborted"
+        assert (await delete.done()).ename == "KernelShutdown"
         await left.wait()
         kernel.go.set()
 
@@ -336,9 +339,9 @@ async def test_what_a_shutdown_can_t_end_says_that_it_was_that(hurried: None) ->
     kernel = Stuck()
     async with served(kernel) as at:
         cell = await _stuck(at.client, await at.client.create_subshell())
-        shutdown = at.client.control("shutdown_request")
+        shutdown = at.client.control_soon("shutdown_request")
         await shutdown.done()
-        assert (await cell.done())["ename"] == "KernelShutdown"
+        assert (await cell.done()).ename == "KernelShutdown"
         # They come by two sockets; but the kernel has said the one before the other.
         assert cell.replies[0].header.date <= shutdown.replies[0].header.date
         kernel.go.set()
@@ -368,9 +371,9 @@ async def test_what_was_asked_before_the_kernel_began_to_live_is_answered_too(
             )
             await begun.wait()
             async with open_client(connections[0]) as client:
-                cell = client.execute("hello")
-                assert (await client.control("shutdown_request").done())["status"] == "ok"
-                assert (await cell.done())["status"] == "aborted"
+                cell = client.execute_soon("hello")
+                assert (await client.control("shutdown_request")).status == "ok"
+                assert (await cell.done()).status == "aborted"
                 await left.wait()
                 go_on.set()
 
@@ -415,11 +418,11 @@ async def test_control_requests_are_answered_when_the_control_handler_dies(
     errors: list[BaseException] = []
     kernel = Slow()
     async with _dying(kernel, errors) as client:
-        creates = [client.control("create_subshell_request") for _ in range(3)]
+        creates = [client.control_soon("create_subshell_request") for _ in range(3)]
         await kernel.setting_up.wait()
-        client.control("kernel_info_request")  # one too many
+        client.control_soon("kernel_info_request")  # one too many
         for each in creates:
-            reply = await each.done()
+            reply = (await each.done()).content
             assert reply["ename"] == "KernelDied"
             assert "Fault: as it has too much to do" in reply["evalue"]
     assert [type(each) for each in errors] == [Fault]

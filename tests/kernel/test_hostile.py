@@ -21,9 +21,10 @@ import zmq
 import trio_subshells as ts
 from trio_subshells.kernel import DropReason, _channels, _control, _shell
 from trio_subshells.sockets import Socket, open_context
+from trio_subshells.testing import Client, Exchange
 from trio_subshells.wire import Channel, ConnectionInfo, MalformedReason, Message, WireSession
 
-from .helpers import CellsKernel, Client, Exchange, Flag, Served, open_client, served
+from .helpers import CellsKernel, Flag, Served, open_client, served
 
 CHANNELS: tuple[Channel, ...] = ("shell", "control")
 SIGNATURE, HEADER, PARENT, METADATA, CONTENT = range(1, 6)  # where they are in a client's frames
@@ -48,12 +49,10 @@ def signed(session: WireSession, frames: list[bytes]) -> list[bytes]:
 
 def send_frames(client: Client, channel: Channel, message: Message, **frames: bytes) -> Exchange:
     """Send a message in which some frames are others, rightly signed."""
-    exchange = client._exchanges[message.header.msg_id] = Exchange(message, channel)
     whole = client.session.serialize_message(message)
     for name, frame in frames.items():
         whole[globals()[name]] = frame
-    client.sockets[channel].send_nowait(signed(client.session, whole))
-    return exchange
+    return client.send(message, channel=channel, frames=signed(client.session, whole))
 
 
 async def drops(at: Served) -> dict[tuple[str, str], int]:
@@ -63,8 +62,8 @@ async def drops(at: Served) -> dict[tuple[str, str], int]:
 
 async def check_alive(client: Client) -> None:
     """Both channels answer, as always."""
-    assert (await client.execute("").done())["status"] == "ok"
-    assert (await client.control("kernel_info_request").done())["status"] == "ok"
+    assert (await client.execute("")).status == "ok"
+    assert (await client.control("kernel_info_request")).status == "ok"
 
 
 # ---------------------------------------------------------------------------- what is no message
@@ -112,14 +111,14 @@ async def test_what_is_no_message_is_dropped_and_counted(
     expected: dict[tuple[str, str], int] = {}
     async with served(Willing()) as at:
         for reason, frames in bad_messages(at.client.session):
-            at.client.sockets[channel].send_nowait(frames)
+            at.client.send_raw(channel, frames)
             key = (channel, str(reason))
             expected[key] = expected.get(key, 0) + 1
         frames = at.client.session.serialize(
             "no_such_type" if channel != "stdin" else "input_reply"
         )
         for _ in range(3):
-            at.client.sockets[channel].send_nowait(frames)
+            at.client.send_raw(channel, frames)
         expected[channel, "replayed"] = 2
         if channel == "stdin":
             expected["stdin", "bad_content"] = 1
@@ -294,7 +293,7 @@ async def test_a_shutdown_request_that_cant_be_read_shuts_nothing_down(channel: 
     async with served(Willing()) as at:
         for value in ("yes", 1, [], {}):
             exchange = at.client.request("shutdown_request", {"restart": value}, channel=channel)
-            assert (await exchange.done())["ename"] == "MalformedMessage"
+            assert (await exchange.done()).ename == "MalformedMessage"
         await check_alive(at.client)
 
 
@@ -305,7 +304,7 @@ async def test_a_header_may_say_anything_else() -> None:
             message = at.client.session.message("kernel_info_request")
             header = {**json.loads(message.header.raw), field: value}
             exchange = send_frames(at.client, "shell", message, HEADER=json.dumps(header).encode())
-            assert (await exchange.done())["status"] == "ok"
+            assert (await exchange.done()).status == "ok"
 
 
 async def test_the_handlers_of_wrong_comm_messages_count_too() -> None:
@@ -328,12 +327,11 @@ async def test_comm_messages_for_a_subshell_that_ends_become_idle() -> None:
     async with served(Slow()) as at:
         subshell_id = await at.client.create_subshell()
         comms = [
-            at.client.request("comm_msg", {"comm_id": "c"}, subshell_id=subshell_id)
-            for _ in range(5)
+            at.client.request("comm_msg", {"comm_id": "c"}, subshell=subshell_id) for _ in range(5)
         ]
         await handling.wait()
         await check_alive(at.client)
-        await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        await at.client.control("delete_subshell_request", subshell_id=subshell_id)
         for comm in comms:
             await comm.idle()
         await check_alive(at.client)
@@ -347,14 +345,13 @@ async def test_comm_messages_for_a_subshell_that_ends_become_idle() -> None:
 async def test_a_frame_of_100_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever sends it with a wrong signature: it is dropped. Who has the key may."""
     async with served(Willing()) as at:
-        session, shell = at.client.session, at.client.sockets["shell"]
+        session = at.client.session
         frames = session.serialize("execute_request", {"code": ""})
         frames[CONTENT] = b" " * 100_000_000
-        shell.send_nowait(frames)
-        shell.send_nowait([b"x" * 100_000_000])
+        at.client.send_raw("shell", frames)
+        at.client.send_raw("shell", [b"x" * 100_000_000])
         message = session.message("comm_msg", {"comm_id": "c"}, buffers=[b"x" * 100_000_000])
-        exchange = at.client._exchanges[message.header.msg_id] = Exchange(message, "shell")
-        shell.send_nowait(session.serialize_message(message))
+        exchange = at.client.send(message)
         await check_alive(at.client)
         await exchange.idle()
         assert await drops(at) == {("shell", "bad_signature"): 1, ("shell", "no_delimiter"): 1}
@@ -377,8 +374,8 @@ async def test_large_messages_keep_their_place(monkeypatch: pytest.MonkeyPatch) 
         for _ in range(20):
             ran.clear()
             codes = ["one", "two", "fail", "one", "two"]
-            exchanges = [at.client.execute(code) for code in codes]
-            statuses = [(await each.done())["status"] for each in exchanges]
+            exchanges = [at.client.execute_soon(code) for code in codes]
+            statuses = [(await each.done()).status for each in exchanges]
             # What has come to the kernel when it fails is aborted; what has not, is served.
             assert statuses[:3] == ["ok", "ok", "error"]
             served_later = [
@@ -404,7 +401,7 @@ async def test_what_comes_while_a_large_one_is_verified_waits_for_it(
         raise ts.CellError("Failed", "on purpose")
 
     async with served(kernel) as at:
-        first = at.client.execute("fail")
+        first = at.client.execute_soon("fail")
         await failing.wait()
         verifying, verify = Flag(), Flag()
         receiver = type(at.client._receiver)
@@ -420,17 +417,16 @@ async def test_what_comes_while_a_large_one_is_verified_waits_for_it(
         message = at.client.session.message(
             "execute_request", {"code": "one"}, buffers=[bytes(_channels.LARGE_MESSAGE)]
         )
-        large = at.client._exchanges[message.header.msg_id] = Exchange(message, "shell")
-        at.client.sockets["shell"].send_nowait(at.client.session.serialize_message(message))
-        small = at.client.execute("one")
+        large = at.client.send(message)
+        small = at.client.execute_soon("one")
         await verifying.wait()
-        await check_answered(at.client.control("kernel_info_request"))  # nobody else waits
+        await check_answered(at.client.control_soon("kernel_info_request"))  # nobody else waits
         go.set()
-        await check_answered(at.client.control("kernel_info_request"))
+        await check_answered(at.client.control_soon("kernel_info_request"))
         assert first.replies == []  # what it aborts isn't known yet
         verify.set()
-        assert (await first.done())["status"] == "error"
-        assert (await large.done())["status"] == "aborted"
+        assert (await first.done()).status == "error"
+        assert (await large.done()).status == "aborted"
         await small.done()
         assert len(ran) <= 1
 
@@ -447,17 +443,20 @@ async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch, largest: s
         monkeypatch.setattr(_shell, "MOST_PENDING_BYTES", 50_000)
         code = "#" * 10_000
     async with served(kernel) as at:
-        waiting = [at.client.execute("wait"), *(at.client.execute(code) for _ in range(100))]
-        refused = await waiting[-1].done()
+        waiting = [
+            at.client.execute_soon("wait"),
+            *(at.client.execute_soon(code) for _ in range(100)),
+        ]
+        refused = (await waiting[-1].done()).content
         assert refused["ename"] == "TooManyRequests"
         assert "wait in the main shell already" in refused["evalue"]
         comm = at.client.request("comm_msg", {"comm_id": "c"})
         await comm.idle()
         assert await drops(at) == {("shell", "too_many"): 1}
         other = await at.client.create_subshell()  # somewhere else, there is room
-        assert (await at.client.execute("", subshell_id=other).done())["status"] == "ok"
+        assert (await at.client.execute("", subshell=other)).status == "ok"
         go.set()
-        statuses = [(await each.done())["status"] for each in waiting]
+        statuses = [(await each.done()).status for each in waiting]
         assert statuses[0] == statuses[4] == "ok"
         assert statuses.count("error") in (94, 95, 96)
         for _ in range(20):  # what was taken was let go of
@@ -478,18 +477,18 @@ async def test_control_requests_under_way_are_bounded(monkeypatch: pytest.Monkey
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        at.client.execute("block", subshell_id=subshell_id)
+        at.client.execute_soon("block", subshell=subshell_id)
         await started.wait()
         deletes = [
-            at.client.control("delete_subshell_request", subshell_id=subshell_id, timeout=1e9)
+            at.client.control_soon("delete_subshell_request", subshell_id=subshell_id, timeout=1e9)
             for _ in range(3)
         ]
-        refused = await at.client.control("list_subshell_request").done()
+        refused = (await at.client.control("list_subshell_request")).content
         assert refused["ename"] == "TooManyRequests"
         go.set()
         for delete in deletes:
             await delete.done()
-        listed = await at.client.control("list_subshell_request").done()
+        listed = (await at.client.control("list_subshell_request")).content
         assert listed == {"status": "ok", "subshell_id": []}
 
 
@@ -499,16 +498,16 @@ async def test_a_frame_that_is_larger_than_allowed_costs_its_sender_the_connecti
 
     async with (
         served(Small()) as at,
-        open_client(at.running.connection, identity=b"greedy") as greedy,
+        open_client(at.running.connection, "greedy") as greedy,
     ):
-        greedy.execute("x" * 20_000)
+        greedy.execute_soon("x" * 20_000)
         await check_alive(at.client)
         # Its socket connects again by itself.
         while True:
             with trio.move_on_after(1):
                 await check_alive(greedy)
                 break
-        assert (await at.client.execute("x" * 5_000).done())["status"] == "ok"
+        assert (await at.client.execute("x" * 5_000)).status == "ok"
 
 
 async def test_a_flood_on_one_channel_starves_no_other() -> None:
@@ -541,10 +540,10 @@ async def test_a_flood_on_one_channel_starves_no_other() -> None:
                     flood, sockets[1], "valid", lambda: session.serialize("sing_request", {})
                 )
                 for number in range(4):
-                    listed = await at.client.control("list_subshell_request").done()
+                    listed = (await at.client.control("list_subshell_request")).content
                     assert listed["status"] == "ok"
-                    exchange = at.client.execute("ask")
-                    prompt = await at.client.prompts.receive()
+                    exchange = at.client.execute_soon("ask")
+                    prompt = await at.client.prompt()
                     at.client.answer(prompt, f"{number}")
                     await exchange.done()
                     assert exchange.text() == f"{number}"
@@ -612,7 +611,7 @@ async def test_garbage_on_iopub() -> None:
                 await stranger.send([b"\1\xff\xfe"])
                 await stranger.send([b"neither", b"nor"])
             await check_alive(at.client)
-            async with open_client(at.running.connection, identity=b"late") as late:
+            async with open_client(at.running.connection, "late") as late:
                 await check_alive(late)
 
 

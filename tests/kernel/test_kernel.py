@@ -22,10 +22,10 @@ class Least(ts.Kernel):
 
 async def test_the_least_kernel_opts_in_to_nothing() -> None:
     async with served(Least()) as at:
-        info = await at.client.request("kernel_info_request").done()
+        info = (await at.client.request("kernel_info_request").done()).content
         assert info["supported_features"] == []
         assert info["banner"] == info["implementation_version"] == ""
-        content = await at.client.execute("", user_expressions={"x": "1"}).done()
+        content = (await at.client.execute("", user_expressions={"x": "1"})).content
         assert content["status"] == "ok"
         assert "least" in content["user_expressions"]["x"]["evalue"]
 

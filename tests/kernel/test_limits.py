@@ -84,14 +84,14 @@ async def test_a_subshell_costs_no_more_descriptors_than_it_says(
 
     async with served(kernel) as at:
         first = await at.client.create_subshell()
-        await at.client.execute("speak", subshell_id=first).done()
+        await at.client.execute("speak", subshell=first)
         before = count_descriptors()
         created = [await at.client.create_subshell() for _ in range(MANY)]
         for subshell_id in created:
-            await at.client.execute("speak", subshell_id=subshell_id).done()
+            await at.client.execute("speak", subshell=subshell_id)
         assert (count_descriptors() - before) // MANY <= DESCRIPTORS
         for subshell_id in created:
-            await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+            await at.client.control("delete_subshell_request", subshell_id=subshell_id)
         await until(lambda: count_descriptors() - before < MANY)
 
 
@@ -101,15 +101,15 @@ async def test_a_subshell_costs_no_more_descriptors_than_it_says(
 async def test_a_kernel_may_say_how_many_there_may_be() -> None:
     async with served(SmallKernel()) as at:
         first, second = [await at.client.create_subshell() for _ in range(2)]
-        refused = await at.client.control("create_subshell_request").done()
+        refused = (await at.client.control("create_subshell_request")).content
         assert refused["ename"] == "TooManySubshells"
         assert "may have 2 subshells" in refused["evalue"]
         assert "max_subshells" in refused["evalue"]
         with pytest.raises(ts.TooManySubshells, match="may have 2 subshells"):
             await at.running.create_subshell()
-        listed = await at.client.control("list_subshell_request").done()
+        listed = (await at.client.control("list_subshell_request")).content
         assert listed["subshell_id"] == [first, second]
-        await at.client.control("delete_subshell_request", subshell_id=first).done()
+        await at.client.control("delete_subshell_request", subshell_id=first)
         await at.client.create_subshell()
 
 
@@ -142,14 +142,14 @@ async def test_one_that_is_unjoinable_counts_until_it_is_joined() -> None:
 
     async with served(kernel) as at:
         stuck, _ = [await at.client.create_subshell() for _ in range(2)]
-        at.client.execute("hang", subshell_id=stuck)
+        at.client.execute_soon("hang", subshell=stuck)
         await begun.wait()
-        delete = at.client.control("delete_subshell_request", subshell_id=stuck, timeout=0.01)
-        assert (await delete.done())["ename"] == "SubshellUnjoinable"
-        refused = await at.client.control("create_subshell_request").done()
+        delete = at.client.control_soon("delete_subshell_request", subshell_id=stuck, timeout=0.01)
+        assert (await delete.done()).ename == "SubshellUnjoinable"
+        refused = (await at.client.control("create_subshell_request")).content
         assert refused["ename"] == "TooManySubshells"
         gate.set()
-        while (await at.client.control("list_subshell_request").done()).get("unjoinable"):
+        while (await at.client.control("list_subshell_request")).content.get("unjoinable"):
             pass
         await at.client.create_subshell()
 
@@ -159,7 +159,7 @@ async def test_zero_is_none_and_none_is_no_maximum() -> None:
         kernel = CellsKernel()
         kernel.max_subshells = maximum
         async with served(kernel) as at:
-            reply = await at.client.control("create_subshell_request").done()
+            reply = (await at.client.control("create_subshell_request")).content
             assert (reply["status"] == "ok") is created
 
 
@@ -179,7 +179,7 @@ async def test_a_maximum_that_is_none_is_refused(maximum: Any) -> None:
 async def test_some_descriptors_are_kept_free_for_others() -> None:
     async with served(CellsKernel()) as at:
         with only(RESERVE + DESCRIPTORS - 1):
-            refused = await at.client.control("create_subshell_request").done()
+            refused = (await at.client.control("create_subshell_request")).content
             assert refused["ename"] == "TooManySubshells"
             assert "file descriptors" in refused["evalue"]
             assert "ulimit -n" in refused["evalue"]
@@ -187,11 +187,11 @@ async def test_some_descriptors_are_kept_free_for_others() -> None:
                 await at.running.create_subshell()
         with only(RESERVE + DESCRIPTORS):
             first = await at.client.create_subshell()
-            refused = await at.client.control("create_subshell_request").done()
+            refused = (await at.client.control("create_subshell_request")).content
             assert refused["ename"] == "TooManySubshells"
-            await at.client.control("delete_subshell_request", subshell_id=first).done()
+            await at.client.control("delete_subshell_request", subshell_id=first)
             # The answer comes when its thread is joined; the publisher's is closed a moment later.
-            while (await at.client.control("create_subshell_request").done())["status"] != "ok":
+            while (await at.client.control("create_subshell_request")).status != "ok":
                 pass
 
 
@@ -210,14 +210,14 @@ async def test_nothing_is_left_of_one_that_was_half_built(
         with monkeypatch.context() as patch, only(left):
             patch.setattr(_ground, "check_descriptors", lambda count, purpose: None)
             for _ in range(MANY):
-                refused = await at.client.control("create_subshell_request").done()
+                refused = (await at.client.control("create_subshell_request")).content
                 assert refused["ename"] == "TooManySubshells"
                 assert "ulimit -n" in refused["evalue"]
                 assert threading.active_count() == threads
             with pytest.raises(ts.TooManySubshells, match="ulimit -n"):
                 await at.running.create_subshell()
-            assert (await at.client.execute("", subshell_id=neighbour).done())["status"] == "ok"
-            listed = await at.client.control("list_subshell_request").done()
+            assert (await at.client.execute("", subshell=neighbour)).status == "ok"
+            listed = (await at.client.control("list_subshell_request")).content
             assert listed["subshell_id"] == [neighbour]
         gc.collect()
         await until(lambda: count_descriptors() - before < MANY)
@@ -236,13 +236,13 @@ async def test_the_machine_starts_no_more_threads(monkeypatch: pytest.MonkeyPatc
         threads = threading.active_count()
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            refused = await at.client.control("create_subshell_request").done()
+            refused = (await at.client.control("create_subshell_request")).content
             assert refused["ename"] == "TooManySubshells"
             assert "thread" in refused["evalue"]
             assert "ulimit -u" in refused["evalue"]
             with pytest.raises(ts.TooManySubshells, match="thread"):
                 await at.running.create_subshell()
-        listed = await at.client.control("list_subshell_request").done()
+        listed = (await at.client.control("list_subshell_request")).content
         assert listed["subshell_id"] == []
         assert threading.active_count() == threads
         await at.client.create_subshell()
@@ -261,12 +261,12 @@ async def test_there_is_no_memory_for_what_a_subshell_has_of_its_own() -> None:
     kernel = Hungry()
     async with served(kernel) as at:
         threads = threading.active_count()
-        refused = await at.client.control("create_subshell_request").done()
+        refused = (await at.client.control("create_subshell_request")).content
         assert refused["ename"] == "TooManySubshells"
         assert "memory" in refused["evalue"]
         # Not a moment later: when the client hears of it, the thread is joined and the id is gone.
         assert threading.active_count() == threads
-        listed = await at.client.control("list_subshell_request").done()
+        listed = (await at.client.control("list_subshell_request")).content
         assert listed["subshell_id"] == []
         kernel.has_memory = True
         await at.client.create_subshell()
@@ -281,7 +281,7 @@ async def test_an_error_of_the_authors_is_not_taken_for_a_shortage() -> None:
             yield
 
     async with served(Broken()) as at:
-        refused = await at.client.control("create_subshell_request").done()
+        refused = (await at.client.control("create_subshell_request")).content
         assert refused["ename"] == "RuntimeError"
         assert "no database" in refused["evalue"]
 

@@ -14,7 +14,7 @@ from trio_subshells.kernel import _output
 from trio_subshells.kernel._output import LARGEST_GATHERED, OutputPort
 from trio_subshells.wire import EncodeError, Message, WireSession
 
-from .helpers import CellsKernel, Flag, served
+from .helpers import CellsKernel, Flag, served, types
 
 
 class Published:
@@ -204,7 +204,7 @@ async def test_text_that_waits_is_sent_in_time_without_further_output() -> None:
         await trio.sleep_forever()
 
     async with served(kernel) as at:
-        exchange = at.client.execute("write")
+        exchange = at.client.execute_soon("write")
         await exchange.until(lambda: exchange.text() == "first second")
 
 
@@ -217,7 +217,7 @@ async def test_a_hundred_thousand_lines_are_some_messages() -> None:
             cell.stdout(f"{number}\n")
 
     async with served(kernel) as at:
-        exchange = at.client.execute("write")
+        exchange = at.client.execute_soon("write")
         await exchange.done()
     assert exchange.text() == "".join(f"{number}\n" for number in range(100_000))
     assert len(exchange.published) < 1000
@@ -240,11 +240,11 @@ async def test_threads_of_a_cell_write_into_it_also_after_its_end() -> None:
             thread.start()
 
     async with served(kernel) as at:
-        exchange = at.client.execute("start")
+        exchange = at.client.execute_soon("start")
         await exchange.reply()
         await exchange.idle()
         go.set()
-        await exchange.until(lambda: exchange.types().count("display_data") == 4)
+        await exchange.until(lambda: types(exchange).count("display_data") == 4)
         text = exchange.text()
         assert [text.count(str(number)) for number in range(4)] == [100] * 4
     for thread in threads:
@@ -272,11 +272,11 @@ async def test_a_thread_that_outlives_its_subshell_may_go_on_writing() -> None:
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute("start", subshell_id=subshell_id)
+        exchange = at.client.execute_soon("start", subshell=subshell_id)
         await exchange.done()
         await at.running.delete_subshell(subshell_id)
         go.set()
         await written.wait()
-        assert (await at.client.execute("").done())["status"] == "ok"
-        assert exchange.types() == ["execute_input"]
+        assert (await at.client.execute("")).status == "ok"
+        assert types(exchange) == ["execute_input"]
     assert failures == []

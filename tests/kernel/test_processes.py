@@ -101,5 +101,5 @@ async def test_a_program_with_a_kernel_inside_keeps_its_children(
     sleeper: subprocess.Popen[bytes],
 ) -> None:
     async with served(CellsKernel()) as at:
-        assert (await at.client.control("shutdown_request").done())["status"] == "ok"
+        assert (await at.client.control("shutdown_request")).status == "ok"
     assert sleeper.poll() is None

@@ -139,8 +139,8 @@ async def test_a_kernel_tells_the_ports_that_it_chose(
         # Nobody told the service more than these ports; it has the rest.
         connection = ConnectionInfo(key=KEY, **ports)
         async with open_client(connection) as client:
-            exchange = client.execute("hello")
-            assert (await exchange.done())["status"] == "ok"
+            exchange = client.execute_soon("hello")
+            assert (await exchange.done()).status == "ok"
             assert exchange.text() == "hello"
         # Other clients find it too.
         (written,) = runtime.iterdir()
@@ -159,7 +159,7 @@ async def test_its_channels_may_be_encrypted(kernel: CellsKernel, service: Servi
         open_client(running.connection) as client,
     ):
         assert running.connection.curve_publickey == public
-        assert (await client.execute("hello").done())["status"] == "ok"
+        assert (await client.execute("hello")).status == "ok"
 
 
 async def test_without_an_acknowledgement_it_ends(
@@ -305,7 +305,7 @@ async def test_a_connection_file_that_cant_be_written_is_no_misfortune(
         started(kernel, where, service) as (running, _),
         open_client(running.connection) as client,
     ):
-        assert (await client.execute("hello").done())["status"] == "ok"
+        assert (await client.execute("hello")).status == "ok"
     (said,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
     assert "other clients won't find this kernel" in said
     assert str(runtime) in said

@@ -225,8 +225,8 @@ async def test_cells_use_subshells_of_their_own_kernel(kernel: CellsKernel) -> N
         assert list(await ts.current_kernel().subshells()) == [None]
 
     async with served(kernel) as at:
-        exchange = at.client.execute("parallel")
-        assert (await exchange.done())["status"] == "ok"
+        exchange = at.client.execute_soon("parallel")
+        assert (await exchange.done()).status == "ok"
         # What they wrote appears where they were asked from.
         assert exchange.text() == "from False\n" * 2
 
@@ -238,10 +238,10 @@ async def test_an_interrupt_of_such_a_cell_leaves_no_subshell(kernel: CellsKerne
             await subshell.execute("wait")
 
     async with served(kernel) as at:
-        exchange = at.client.execute("outer")
+        exchange = at.client.execute_soon("outer")
         await kernel.started.wait()  # type: ignore[attr-defined]
-        await at.client.control("interrupt_request").done()
-        assert (await exchange.done())["ename"] == "KeyboardInterrupt"
+        await at.client.control("interrupt_request")
+        assert (await exchange.done()).ename == "KeyboardInterrupt"
         assert list(await at.running.subshells()) == [None]
 
 
@@ -272,10 +272,10 @@ async def test_a_kernel_that_is_wholly_asynchronous() -> None:
 
     async with served(kernel) as at:
         ids = [await at.client.create_subshell() for _ in range(2)]
-        one = at.client.execute("first", subshell_id=ids[0])
-        two = at.client.execute("second", subshell_id=ids[1])
-        assert (await one.done())["status"] == (await two.done())["status"] == "ok"
-        await at.client.control("delete_subshell_request", subshell_id=ids[0]).done()
+        one = at.client.execute_soon("first", subshell=ids[0])
+        two = at.client.execute_soon("second", subshell=ids[1])
+        assert (await one.done()).status == (await two.done()).status == "ok"
+        await at.client.control("delete_subshell_request", subshell_id=ids[0])
     assert threads == {threading.get_ident()}
 
 
@@ -359,16 +359,16 @@ async def test_a_cancelled_block_ends_everything_in_good_order(kernel: CellsKern
         open_client(connection) as client,
     ):
         subshell_id = await client.create_subshell()
-        cells = [client.execute("wait"), client.execute("spin", subshell_id=subshell_id)]
-        queued = client.execute("", subshell_id=subshell_id)
+        cells = [client.execute_soon("wait"), client.execute_soon("spin", subshell=subshell_id)]
+        queued = client.execute_soon("", subshell=subshell_id)
         await kernel.started.wait()  # type: ignore[attr-defined]
         await spinning.wait()
         await client.request("kernel_info_request").done()  # so the queued one has arrived
         cancel.set()
         await ended.wait()
         for cell in cells:
-            assert (await cell.done())["ename"] == "KernelShutdown"
-        assert (await queued.done())["status"] == "aborted"
+            assert (await cell.done()).ename == "KernelShutdown"
+        assert (await queued.done()).status == "aborted"
 
 
 @asynccontextmanager
@@ -405,8 +405,8 @@ def test_leaving_gives_everything_back(count_descriptors: Callable[[], int]) -> 
         async with served(CellsKernel()) as at:
             ids = [await at.client.create_subshell() for _ in range(5)]
             for each in ids:
-                await at.client.execute("", subshell_id=each).done()
-            await at.client.control("delete_subshell_request", subshell_id=ids[0]).done()
+                await at.client.execute("", subshell=each)
+            await at.client.control("delete_subshell_request", subshell_id=ids[0])
 
     trio.run(live)
     threads, descriptors = set(threading.enumerate()), count_descriptors()
@@ -444,7 +444,7 @@ async def test_free_ports_are_told(kernel: CellsKernel) -> None:
 @pytest.mark.skipif(not loopback_v6(), reason="this machine has no IPv6")
 async def test_ipv6(kernel: CellsKernel) -> None:
     async with served(kernel, attrs.evolve(ConnectionInfo.local(), ip="::1")) as at:
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.execute("")).status == "ok"
 
 
 @pytest.mark.skipif(not zmq.has("ipc"), reason="ZMQ has no ipc here")
@@ -457,8 +457,8 @@ async def test_ipc(kernel: CellsKernel, tmp_path: Path) -> None:
     async with served(kernel, asked) as at:
         assert at.running.connection is not None
         assert at.running.connection.shell_port == 2
-        assert (await at.client.execute("").done())["status"] == "ok"
-        assert (await at.client.control("kernel_info_request").done())["status"] == "ok"
+        assert (await at.client.execute("")).status == "ok"
+        assert (await at.client.control("kernel_info_request")).status == "ok"
     assert taken.exists()
 
 
@@ -472,8 +472,8 @@ async def test_an_address_in_use_is_named(kernel: CellsKernel) -> None:
 
 async def test_without_a_key_messages_arent_signed(kernel: CellsKernel) -> None:
     async with served(kernel, ConnectionInfo()) as at:
-        exchange = at.client.execute("")
-        assert (await exchange.done())["status"] == "ok"
+        exchange = at.client.execute_soon("")
+        assert (await exchange.done()).status == "ok"
 
 
 async def test_another_key_is_not_heard(kernel: CellsKernel) -> None:
@@ -481,8 +481,8 @@ async def test_another_key_is_not_heard(kernel: CellsKernel) -> None:
         assert running.connection is not None
         async with open_client(running.connection) as client:
             stranger = attrs.evolve(client.session, key=b"another")
-            client.sockets["shell"].send_nowait(stranger.serialize("execute_request", {"code": ""}))
-            assert (await client.execute("").done())["execution_count"] == 1
+            client.send_raw("shell", stranger.serialize("execute_request", {"code": ""}))
+            assert (await client.execute("")).content["execution_count"] == 1
 
 
 # ------------------------------------------------------------------------------------------ serve
@@ -499,8 +499,8 @@ async def test_serve_writes_a_connection_file_and_removes_it(
             assert info == running.connection
             assert info.kernel_name == "cells"
             async with open_client(info) as client:
-                assert (await client.execute("").done())["status"] == "ok"
-                assert (await client.control("shutdown_request").done())["status"] == "ok"
+                assert (await client.execute("")).status == "ok"
+                assert (await client.control("shutdown_request")).status == "ok"
     assert not path.exists()
 
 

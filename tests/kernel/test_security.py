@@ -148,14 +148,14 @@ async def test_only_who_has_the_public_key_is_let_in(transport: str, directory: 
 @needs_curve
 async def test_every_channel_works_encrypted(kernel: CellsKernel) -> None:
     async with served(kernel, encrypted()) as at:
-        exchange = at.client.execute("hello")
-        assert (await exchange.done())["status"] == "ok"
+        exchange = at.client.execute_soon("hello")
+        assert (await exchange.done()).status == "ok"
         assert exchange.text() == "hello to those who may hear it"
-        assert (await at.client.control("kernel_info_request").done())["status"] == "ok"
+        assert (await at.client.control("kernel_info_request")).status == "ok"
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute("ask", allow_stdin=True, subshell_id=subshell_id)
-        at.client.answer(await at.client.prompts.receive(), "me")
-        assert (await exchange.done())["status"] == "ok"
+        exchange = at.client.execute_soon("ask", allow_stdin=True, subshell=subshell_id)
+        at.client.answer(await at.client.prompt(), "me")
+        assert (await exchange.done()).status == "ok"
         assert exchange.text() == "me"
         assert at.running.connection is not None
         assert await trio.to_thread.run_sync(echoes, at.running.connection)
@@ -206,8 +206,8 @@ async def test_a_stranger_costs_the_others_nothing(kernel: CellsKernel) -> None:
                         socket.send_multipart(session.serialize("execute_request", content))
                         socket.send_multipart(session.serialize("shutdown_request", content))
             for count in range(1, 21):
-                exchange = at.client.execute("hello")
-                assert (await exchange.done())["execution_count"] == count
+                exchange = at.client.execute_soon("hello")
+                assert (await exchange.done()).content["execution_count"] == count
                 assert exchange.text() == "hello to those who may hear it"
             assert [socket.poll(0) for socket in sockets] == [0] * len(sockets)
             assert not any(each.parent_header for each in at.client.strays), "done for a stranger"
@@ -252,7 +252,7 @@ async def test_what_is_said_cant_be_read_on_the_way(
                 socket.connect(f"tcp://127.0.0.1:{port}")
                 frames = await trio.to_thread.run_sync(socket.recv_multipart)
                 assert b"iopub_welcome" in b"".join(frames)
-                exchange = at.client.execute("hello")
+                exchange = at.client.execute_soon("hello")
                 await exchange.done()
                 while b"hello to those" not in b"".join(frames):
                     frames = await trio.to_thread.run_sync(socket.recv_multipart)
@@ -310,7 +310,7 @@ async def test_what_a_kernel_publishes_cant_be_sent_back_to_it(kernel: CellsKern
                 ear.connect(connection.url("iopub"))
                 mouth.connect(connection.url("shell"))
                 await trio.to_thread.run_sync(ear.recv_multipart)  # it is welcome
-                assert (await at.client.execute("publish").done())["status"] == "ok"
+                assert (await at.client.execute("publish")).status == "ok"
                 frames: list[bytes] = []
                 while b'"comm_open"' not in b"".join(frames):
                     frames = await trio.to_thread.run_sync(ear.recv_multipart)
@@ -367,11 +367,11 @@ async def test_ipc_on_all_channels(
         assert [path.name for path in files] == [f"kernel-ipc-{n}" for n in range(1, 6)]
         assert all(stat.S_ISSOCK(path.stat().st_mode) for path in files)
         assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
-        exchange = at.client.execute("ask", allow_stdin=True)
-        at.client.answer(await at.client.prompts.receive(), "me")
-        assert (await exchange.done())["status"] == "ok"
+        exchange = at.client.execute_soon("ask", allow_stdin=True)
+        at.client.answer(await at.client.prompt(), "me")
+        assert (await exchange.done()).status == "ok"
         assert exchange.text() == "me"
-        assert (await at.client.control("kernel_info_request").done())["status"] == "ok"
+        assert (await at.client.control("kernel_info_request")).status == "ok"
         if is_encrypted:
             assert at.running.connection is not None
             assert await trio.to_thread.run_sync(echoes, at.running.connection)

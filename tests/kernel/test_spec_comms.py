@@ -7,8 +7,9 @@ import time
 import trio
 
 import trio_subshells as ts
+from trio_subshells.testing import Client
 
-from .helpers import CellsKernel, Client, Flag, served
+from .helpers import CellsKernel, Flag, served
 
 
 class CommKernel(CellsKernel):
@@ -32,7 +33,7 @@ class CommKernel(CellsKernel):
 
 def _say(client: Client, data: dict[str, object], subshell_id: str | None = None) -> None:
     content = {"comm_id": "comm", "data": data}
-    client.request("comm_msg", content, subshell_id=subshell_id)
+    client.request("comm_msg", content, subshell=subshell_id)
 
 
 async def test_a_comm_message_is_heard_before_the_cell_that_was_sent_after_it() -> None:
@@ -54,10 +55,10 @@ async def test_a_comm_message_is_heard_before_the_cell_that_was_sent_after_it() 
         expected = []
         for number in range(20):
             inside, go_on = Flag(), Flag()
-            here.client.execute("block", subshell_id=subshell_id)
+            here.client.execute_soon("block", subshell=subshell_id)
             await inside.wait()
             _say(here.client, {"value": f"move {number}"}, subshell_id)
-            reading = here.client.execute("read", subshell_id=subshell_id)
+            reading = here.client.execute_soon("read", subshell=subshell_id)
             # Both have been passed on, as the shell channel answers in order.
             await here.client.request("kernel_info_request").done()
             go_on.set()
@@ -72,8 +73,8 @@ async def test_a_comm_handler_that_computes_can_be_interrupted() -> None:
         subshell_id = await here.client.create_subshell()
         _say(here.client, {"compute": True}, subshell_id)
         await kernel.computing.wait()
-        assert (await here.client.control("interrupt_request").done())["status"] == "ok"
-        assert (await here.client.execute("", subshell_id=subshell_id).done())["status"] == "ok"
+        assert (await here.client.control("interrupt_request")).status == "ok"
+        assert (await here.client.execute("", subshell=subshell_id)).status == "ok"
 
 
 async def test_a_subshell_whose_comm_handler_computes_can_be_deleted() -> None:
@@ -83,5 +84,5 @@ async def test_a_subshell_whose_comm_handler_computes_can_be_deleted() -> None:
         subshell_id = await here.client.create_subshell()
         _say(here.client, {"compute": True}, subshell_id)
         await kernel.computing.wait()
-        deleted = here.client.control("delete_subshell_request", subshell_id=subshell_id)
-        assert (await deleted.done())["status"] == "ok"
+        deleted = here.client.control_soon("delete_subshell_request", subshell_id=subshell_id)
+        assert (await deleted.done()).status == "ok"

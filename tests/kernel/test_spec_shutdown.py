@@ -9,9 +9,10 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import RunningKernel, serve
+from trio_subshells.testing import Client
 from trio_subshells.wire import ConnectionInfo
 
-from .helpers import HANG, CellsKernel, Client, Flag, open_client
+from .helpers import HANG, CellsKernel, Flag, open_client
 
 
 class SlowKernel(CellsKernel):
@@ -58,13 +59,13 @@ async def test_what_was_sent_before_is_answered() -> None:
     forced = Flag()
 
     async def act(client: Client) -> None:
-        requests = [client.execute("forever") for _ in range(3)]
-        shutdown = client.control("shutdown_request")
+        requests = [client.execute_soon("forever") for _ in range(3)]
+        shutdown = client.control_soon("shutdown_request")
         await shutdown.busy()
         kernel.go_on.set()
-        assert (await shutdown.done())["status"] == "ok"
+        assert (await shutdown.done()).status == "ok"
         for request in requests:
-            content = await request.done()
+            content = (await request.done()).content
             assert content["status"] == "aborted" or content["ename"] == "KernelShutdown"
 
     async def on_unjoinable(status: int) -> None:
@@ -79,13 +80,13 @@ async def test_a_kernel_that_doesn_t_begin_to_live_can_be_ended_by_force() -> No
     forced = Flag()
 
     async def act(client: Client) -> None:
-        request = client.execute("forever")
-        shutdown = client.control("shutdown_request")
-        assert (await shutdown.done())["status"] == "ok"
+        request = client.execute_soon("forever")
+        shutdown = client.control_soon("shutdown_request")
+        assert (await shutdown.done()).status == "ok"
         await forced.wait()
         # Here the process would end. It goes on as one that is embedded in another program does.
         kernel.go_on.set()
-        content = await request.done()
+        content = (await request.done()).content
         assert content["status"] == "aborted" or content["ename"] == "KernelShutdown"
 
     async def on_unjoinable(status: int) -> None:

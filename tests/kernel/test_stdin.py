@@ -45,23 +45,23 @@ async def test_a_prompt_and_its_answer(
     code: str, prompt: str, password: bool, parent: bool
 ) -> None:
     async with served(Asking()) as at:
-        exchange = at.client.execute(code, allow_stdin=True)
-        request = await at.client.prompts.receive()
+        exchange = at.client.execute_soon(code, allow_stdin=True)
+        request = await at.client.prompt()
         assert request.header.msg_type == "input_request"
         assert request.content == {"prompt": prompt, "password": password}
         assert request.parent_header is not None
         assert request.parent_header.msg_id == exchange.id
         at.client.answer(request, "the answer", parent=parent)
-        assert (await exchange.done())["status"] == "ok"
+        assert (await exchange.done()).status == "ok"
     assert exchange.text() == "the answer"
 
 
 async def test_code_that_cant_await_asks_too() -> None:
     async with served(Asking()) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute("ask_blocking", subshell_id=subshell_id)
-        at.client.answer(await at.client.prompts.receive(), "the answer", parent=False)
-        assert (await exchange.done())["status"] == "ok"
+        exchange = at.client.execute_soon("ask_blocking", subshell=subshell_id)
+        at.client.answer(await at.client.prompt(), "the answer", parent=False)
+        assert (await exchange.done()).status == "ok"
     assert exchange.text() == "the answer"
 
 
@@ -74,9 +74,9 @@ async def test_what_was_written_before_the_prompt_is_sent_before_it() -> None:
         await cell.input()
 
     async with served(kernel) as at:
-        exchange = at.client.execute("write_and_ask")
-        request = await at.client.prompts.receive()
-        assert (await exchange.wait_published("stream")).content["text"] == "a question:"
+        exchange = at.client.execute_soon("write_and_ask")
+        request = await at.client.prompt()
+        assert (await exchange.output("stream")).content["text"] == "a question:"
         at.client.answer(request, "")
         await exchange.done()
 
@@ -84,8 +84,8 @@ async def test_what_was_written_before_the_prompt_is_sent_before_it() -> None:
 async def test_prompts_of_two_subshells_at_once_answered_the_other_way_round() -> None:
     async with served(Asking()) as at:
         ids = [await at.client.create_subshell() for _ in range(2)]
-        exchanges = {each: at.client.execute("ask", subshell_id=each) for each in ids}
-        requests = [await at.client.prompts.receive() for _ in ids]
+        exchanges = {each: at.client.execute_soon("ask", subshell=each) for each in ids}
+        requests = [await at.client.prompt() for _ in ids]
         for request in reversed(requests):
             asker = request.content["prompt"].removesuffix("?")
             at.client.answer(request, f"for {asker}")
@@ -96,24 +96,22 @@ async def test_prompts_of_two_subshells_at_once_answered_the_other_way_round() -
 
 async def test_two_prompts_of_one_cell() -> None:
     async with served(Asking()) as at:
-        exchange = at.client.execute("ask_twice")
-        requests = [await at.client.prompts.receive() for _ in range(2)]
+        exchange = at.client.execute_soon("ask_twice")
+        requests = [await at.client.prompt() for _ in range(2)]
         for request in reversed(requests):
             at.client.answer(request, f"={request.content['prompt']}")
-        assert (await exchange.done())["status"] == "ok"
+        assert (await exchange.done()).status == "ok"
     assert sorted(exchange.text().split()) == ["a=a", "b=b"]
 
 
 async def test_answers_without_a_parent_go_by_order() -> None:
     async with served(Asking()) as at:
         ids = [await at.client.create_subshell() for _ in range(2)]
-        exchanges = {each: at.client.execute("ask", subshell_id=each) for each in ids}
-        askers = [
-            (await at.client.prompts.receive()).content["prompt"].removesuffix("?") for _ in ids
-        ]
+        exchanges = {each: at.client.execute_soon("ask", subshell=each) for each in ids}
+        askers = [(await at.client.prompt()).content["prompt"].removesuffix("?") for _ in ids]
         for asker in askers:
-            at.client.sockets["stdin"].send_nowait(
-                at.client.session.serialize("input_reply", {"value": f"for {asker}"})
+            at.client.send_raw(
+                "stdin", at.client.session.serialize("input_reply", {"value": f"for {asker}"})
             )
         for subshell_id, exchange in exchanges.items():
             await exchange.done()
@@ -123,13 +121,13 @@ async def test_answers_without_a_parent_go_by_order() -> None:
 async def test_the_client_that_sent_the_cell_is_the_one_that_is_asked() -> None:
     async with (
         served(Asking()) as at,
-        open_client(at.running.connection, identity=b"another") as other,
+        open_client(at.running.connection, "another") as other,
     ):
         subshell_id = await at.client.create_subshell()
-        mine = at.client.execute("ask", subshell_id=subshell_id)
-        my_prompt = await at.client.prompts.receive()
-        theirs = other.execute("ask")
-        their_prompt = await other.prompts.receive()
+        mine = at.client.execute_soon("ask", subshell=subshell_id)
+        my_prompt = await at.client.prompt()
+        theirs = other.execute_soon("ask")
+        their_prompt = await other.prompt()
         # An answer to somebody else's prompt, or to none, changes nothing.
         at.client.answer(at.client.session.message("input_request", {}), "wrong")
         other.answer(their_prompt, "theirs", parent=False)
@@ -144,12 +142,12 @@ async def test_the_client_that_sent_the_cell_is_the_one_that_is_asked() -> None:
 async def test_an_interrupt_withdraws_the_prompt(code: str) -> None:
     async with served(Asking()) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute(code, subshell_id=subshell_id)
-        stale = await at.client.prompts.receive()
-        await at.client.control("interrupt_request").done()
-        assert (await exchange.done())["ename"] == "KeyboardInterrupt"
-        again = at.client.execute(code, subshell_id=subshell_id)
-        fresh = await at.client.prompts.receive()
+        exchange = at.client.execute_soon(code, subshell=subshell_id)
+        stale = await at.client.prompt()
+        await at.client.control("interrupt_request")
+        assert (await exchange.done()).ename == "KeyboardInterrupt"
+        again = at.client.execute_soon(code, subshell=subshell_id)
+        fresh = await at.client.prompt()
         at.client.answer(stale, "too late")
         at.client.answer(fresh, "in time")
         await again.done()
@@ -159,12 +157,12 @@ async def test_an_interrupt_withdraws_the_prompt(code: str) -> None:
 async def test_an_answer_without_a_parent_passes_over_a_prompt_that_was_withdrawn() -> None:
     async with served(Asking()) as at:
         first, second = [await at.client.create_subshell() for _ in range(2)]
-        withdrawn = at.client.execute("ask", subshell_id=first)
-        await at.client.prompts.receive()
-        exchange = at.client.execute("ask", subshell_id=second)
-        request = await at.client.prompts.receive()
-        await at.client.control("interrupt_request", subshell_id=first).done()
-        assert (await withdrawn.done())["ename"] == "KeyboardInterrupt"
+        withdrawn = at.client.execute_soon("ask", subshell=first)
+        await at.client.prompt()
+        exchange = at.client.execute_soon("ask", subshell=second)
+        request = await at.client.prompt()
+        await at.client.control("interrupt_request", subshell_id=first)
+        assert (await withdrawn.done()).ename == "KeyboardInterrupt"
         at.client.answer(request, "the answer", parent=False)
         await exchange.done()
     assert exchange.text() == "the answer"
@@ -173,20 +171,20 @@ async def test_an_answer_without_a_parent_passes_over_a_prompt_that_was_withdraw
 @pytest.mark.parametrize("code", ["ask", "ask_secretly", "ask_blocking"])
 async def test_a_client_that_cant_answer_isnt_asked(code: str) -> None:
     async with served(Asking()) as at:
-        content = await at.client.execute(code, allow_stdin=False).done()
+        content = (await at.client.execute(code, allow_stdin=False)).content
         assert content["ename"] == "InputNotAllowed"
         with pytest.raises(trio.WouldBlock):
-            at.client.prompts.receive_nowait()
+            at.client._prompts.receive_nowait()
 
 
 async def test_what_is_no_answer_is_dropped() -> None:
     async with served(Asking()) as at:
-        exchange = at.client.execute("ask")
-        request = await at.client.prompts.receive()
-        stdin, session = at.client.sockets["stdin"], at.client.session
-        stdin.send_nowait([b"not a message"])
+        exchange = at.client.execute_soon("ask")
+        request = await at.client.prompt()
+        at.client.send_raw("stdin", [b"not a message"])
         for content in ({}, {"value": 5}, {"value": None}):
-            stdin.send_nowait(session.serialize("input_reply", content, parent=request.header))
+            reply = at.client.session.serialize("input_reply", content, parent=request.header)
+            at.client.send_raw("stdin", reply)
         at.client.answer(request, "the answer")
         await exchange.done()
     assert exchange.text() == "the answer"
@@ -196,9 +194,11 @@ async def test_a_prompt_ends_with_its_subshell() -> None:
     kernel, asked = Asking(), Flag()
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute("ask_blocking", subshell_id=subshell_id)
-        await at.client.prompts.receive()
+        exchange = at.client.execute_soon("ask_blocking", subshell=subshell_id)
+        await at.client.prompt()
         asked.set()
-        deleted = await at.client.control("delete_subshell_request", subshell_id=subshell_id).done()
+        deleted = (
+            await at.client.control("delete_subshell_request", subshell_id=subshell_id)
+        ).content
         assert deleted == {"status": "ok"}
-        assert (await exchange.done())["ename"] == "SubshellDeleted"
+        assert (await exchange.done()).ename == "SubshellDeleted"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import trio_subshells as ts
 from trio_subshells.kernel._guard import EndReason
 
-from .helpers import CellsKernel, Flag, served
+from .helpers import CellsKernel, Flag, served, types
 
 # --------------------------------------------------------------------------------- executing
 
@@ -31,15 +31,15 @@ async def test_a_cell_from_request_to_reply() -> None:
         cell.result({"text/plain": "42"})
 
     async with served(kernel) as at:
-        exchange = at.client.execute("hello")
-        content = await exchange.done()
+        exchange = at.client.execute_soon("hello")
+        content = (await exchange.done()).content
     assert content == {
         "status": "ok",
         "execution_count": 1,
         "user_expressions": {},
         "payload": [],
     }
-    outputs = exchange.outputs()
+    outputs = exchange.outputs
     assert outputs[0] == ("execute_input", {"code": "hello", "execution_count": 1})
     assert exchange.text() == "hello world"
     assert outputs[-1] == (
@@ -56,15 +56,15 @@ async def test_an_exception_is_the_error_of_reply_and_message() -> None:
         raise ZeroDivisionError("no such number")
 
     async with served(kernel) as at:
-        exchange = at.client.execute("fail")
-        content = await exchange.done()
+        exchange = at.client.execute_soon("fail")
+        content = (await exchange.done()).content
     assert content["ename"] == "ZeroDivisionError"
     assert content["evalue"] == "no such number"
     assert content["execution_count"] == 1
     text = "\n".join(content["traceback"])
     assert "in fail" in text
     assert "_guard.py" not in text  # the kernel's own frames tell nobody anything
-    (published,) = [each for kind, each in exchange.outputs() if kind == "error"]
+    (published,) = [each for kind, each in exchange.outputs if kind == "error"]
     assert published == {key: content[key] for key in ("ename", "evalue", "traceback")}
 
 
@@ -76,7 +76,7 @@ async def test_a_cell_error_chooses_its_words() -> None:
         raise ts.CellError("SyntaxError", "no such word", ["line 1", "line 2"])
 
     async with served(kernel) as at:
-        content = await at.client.execute("fail").done()
+        content = (await at.client.execute("fail")).content
     assert content["ename"] == "SyntaxError"
     assert content["evalue"] == "no such word"
     assert content["traceback"] == ["line 1", "line 2"]
@@ -100,11 +100,11 @@ async def test_whatever_a_cell_raises_the_kernel_lives(error: BaseException) -> 
         raise error
 
     async with served(kernel) as at:
-        content = await at.client.execute("fail").done()
+        content = (await at.client.execute("fail")).content
         # A coroutine can't raise StopIteration: Python makes it a RuntimeError.
         expected = "RuntimeError" if isinstance(error, StopIteration) else type(error).__name__
         assert content["ename"] == expected
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.execute("")).status == "ok"
 
 
 async def test_a_cancellation_kept_from_elsewhere_is_an_error_like_others() -> None:
@@ -123,8 +123,8 @@ async def test_a_cancellation_kept_from_elsewhere_is_an_error_like_others() -> N
         raise kept
 
     async with served(kernel) as at:
-        assert (await at.client.execute("fail").done())["ename"] == "Cancelled"
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.execute("fail")).ename == "Cancelled"
+        assert (await at.client.execute("")).status == "ok"
 
 
 async def test_what_has_no_json_form_is_an_error_that_says_so() -> None:
@@ -139,9 +139,9 @@ async def test_what_has_no_json_form_is_an_error_that_says_so() -> None:
         cell.payload.append({"source": object()})
 
     async with served(kernel) as at:
-        assert (await at.client.execute("in_a_result").done())["ename"] == "EncodeError"
-        assert (await at.client.execute("in_the_payload").done())["ename"] == "EncodeError"
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.execute("in_a_result")).ename == "EncodeError"
+        assert (await at.client.execute("in_the_payload")).ename == "EncodeError"
+        assert (await at.client.execute("")).status == "ok"
 
 
 async def test_requests_of_one_subshell_are_served_in_order() -> None:
@@ -153,8 +153,8 @@ async def test_requests_of_one_subshell_are_served_in_order() -> None:
         await trio.lowlevel.checkpoint()
 
     async with served(kernel) as at:
-        exchanges = [at.client.execute("note") for _ in range(100)]
-        counts = [(await each.done())["execution_count"] for each in exchanges]
+        exchanges = [at.client.execute_soon("note") for _ in range(100)]
+        counts = [(await each.done()).content["execution_count"] for each in exchanges]
     assert ran == counts == list(range(1, 101))
 
 
@@ -162,7 +162,7 @@ async def test_what_is_counted() -> None:
     async with served(CellsKernel()) as at:
 
         async def count(**content: Any) -> int:
-            number = (await at.client.execute("", **content).done())["execution_count"]
+            number = (await at.client.execute("", **content)).content["execution_count"]
             assert isinstance(number, int)
             return number
 
@@ -171,9 +171,11 @@ async def test_what_is_counted() -> None:
         assert await count(silent=True) == 1
         assert await count(silent=True, store_history=True) == 1
         assert await count() == 2
-        history = await at.client.request(
-            "history_request", {"hist_access_type": "range", "raw": True, "output": False}
-        ).done()
+        history = (
+            await at.client.request(
+                "history_request", {"hist_access_type": "range", "raw": True, "output": False}
+            ).done()
+        ).content
     assert [line for _, line, _ in history["history"]] == [1, 2]
 
 
@@ -181,8 +183,8 @@ async def test_each_subshell_counts_for_itself() -> None:
     async with served(CellsKernel()) as at:
         subshell_id = await at.client.create_subshell()
         for _ in range(3):
-            await at.client.execute("").done()
-        content = await at.client.execute("", subshell_id=subshell_id).done()
+            await at.client.execute("")
+        content = (await at.client.execute("", subshell=subshell_id)).content
     assert content["execution_count"] == 1
 
 
@@ -199,9 +201,9 @@ async def test_a_silent_cell_publishes_nothing_but_its_reply() -> None:
         raise ZeroDivisionError
 
     async with served(kernel) as at:
-        exchange = at.client.execute("loud", silent=True)
-        assert (await exchange.done())["status"] == "error"
-    assert exchange.types() == []
+        exchange = at.client.execute_soon("loud", silent=True)
+        assert (await exchange.done()).status == "error"
+    assert types(exchange) == []
 
 
 async def test_user_expressions() -> None:
@@ -216,9 +218,9 @@ async def test_user_expressions() -> None:
         raise ZeroDivisionError
 
     async with served(kernel) as at:
-        content = await at.client.execute("", user_expressions={"a": "xx", "b": ""}).done()
-        failed = await at.client.execute("fail", user_expressions={"a": "xx"}).done()
-        other = await at.client.execute("", user_expressions={"a": 7}).done()
+        content = (await at.client.execute("", user_expressions={"a": "xx", "b": ""})).content
+        failed = (await at.client.execute("fail", user_expressions={"a": "xx"})).content
+        other = (await at.client.execute("", user_expressions={"a": 7})).content
     expressions = content["user_expressions"]
     assert expressions["a"] == {"status": "ok", "data": {"text/plain": "0.5"}, "metadata": {}}
     assert expressions["b"]["status"] == "error"
@@ -239,17 +241,21 @@ async def test_a_cell_that_reaches_its_deadline_is_ended() -> None:
         exchange = at.client.request(
             "execute_request", {"code": "wait"}, metadata={"timeout": 0.05}
         )
-        content = await exchange.done()
+        content = (await exchange.done()).content
         assert content["ename"] == "CellTimeout"
         assert "0.05 s" in content["evalue"]
         for wrong in (0, -1, "1", True):
-            refused = await at.client.request(
-                "execute_request", {"code": ""}, metadata={"timeout": wrong}
-            ).done()
+            refused = (
+                await at.client.request(
+                    "execute_request", {"code": ""}, metadata={"timeout": wrong}
+                ).done()
+            ).content
             assert refused["ename"] == "MalformedMessage"
-        fine = await at.client.request(
-            "execute_request", {"code": ""}, metadata={"timeout": math.inf}
-        ).done()
+        fine = (
+            await at.client.request(
+                "execute_request", {"code": ""}, metadata={"timeout": math.inf}
+            ).done()
+        ).content
         assert fine["status"] == "ok"
 
 
@@ -272,21 +278,21 @@ async def test_an_error_aborts_the_executes_that_wait_in_its_subshell() -> None:
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        failing = at.client.execute("fail", subshell_id=subshell_id)
+        failing = at.client.execute_soon("fail", subshell=subshell_id)
         await started.wait()
-        queued = [at.client.execute("note", subshell_id=subshell_id) for _ in range(300)]
-        question = at.client.request("is_complete_request", {"code": "x"}, subshell_id=subshell_id)
-        elsewhere = at.client.execute("note")
-        assert (await elsewhere.done())["status"] == "ok"
+        queued = [at.client.execute_soon("note", subshell=subshell_id) for _ in range(300)]
+        question = at.client.request("is_complete_request", {"code": "x"}, subshell=subshell_id)
+        elsewhere = at.client.execute_soon("note")
+        assert (await elsewhere.done()).status == "ok"
         go.set()
-        assert (await failing.done())["status"] == "error"
+        assert (await failing.done()).status == "error"
         for each in queued:
-            content = await each.done()
+            content = (await each.done()).content
             assert content["status"] == "aborted"
-            assert each.types() == []
-        assert (await question.done())["status"] == "unknown"
-        afterwards = at.client.execute("note", subshell_id=subshell_id)
-        assert (await afterwards.done())["status"] == "ok"
+            assert types(each) == []
+        assert (await question.done()).status == "unknown"
+        afterwards = at.client.execute_soon("note", subshell=subshell_id)
+        assert (await afterwards.done()).status == "ok"
     assert ran == [None, subshell_id]
 
 
@@ -299,12 +305,12 @@ async def test_an_error_aborts_nothing_if_its_request_says_so() -> None:
         raise ZeroDivisionError
 
     async with served(kernel) as at:
-        failing = at.client.execute("fail", stop_on_error=False)
-        queued = at.client.execute("")
-        await failing.wait_published("execute_input")
+        failing = at.client.execute_soon("fail", stop_on_error=False)
+        queued = at.client.execute_soon("")
+        await failing.output("execute_input")
         go.set()
-        assert (await failing.done())["status"] == "error"
-        assert (await queued.done())["status"] == "ok"
+        assert (await failing.done()).status == "error"
+        assert (await queued.done()).status == "ok"
 
 
 # ----------------------------------------------------------------- interrupts, as clients see them
@@ -320,11 +326,11 @@ async def test_who_sees_a_cell_begin_can_interrupt_it() -> None:
 
     async with served(kernel) as at:
         for _ in range(20):
-            exchange = at.client.execute("wait")
-            await exchange.wait_published("execute_input")
-            reply = await at.client.control("interrupt_request").done()
+            exchange = at.client.execute_soon("wait")
+            await exchange.output("execute_input")
+            reply = (await at.client.control("interrupt_request")).content
             assert reply == {"status": "ok"}
-            content = await exchange.done()
+            content = (await exchange.done()).content
             assert content["ename"] == "KeyboardInterrupt"
 
 
@@ -341,7 +347,7 @@ async def test_nothing_is_announced_that_could_not_be_interrupted() -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ts.Cell, "publish", publish)
-            await at.client.execute("").done()
+            await at.client.execute("")
     assert states == [ts.SubshellState.BUSY]
 
 
@@ -356,12 +362,12 @@ async def test_a_cell_that_is_interrupted_while_it_computes() -> None:
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute("spin", subshell_id=subshell_id)
-        await exchange.wait_published("stream")
-        await at.client.control("interrupt_request", subshell_id=subshell_id).done()
-        content = await exchange.done()
+        exchange = at.client.execute_soon("spin", subshell=subshell_id)
+        await exchange.output("stream")
+        await at.client.control("interrupt_request", subshell_id=subshell_id)
+        content = (await exchange.done()).content
         assert content["ename"] == "KeyboardInterrupt"
-        assert (await at.client.execute("", subshell_id=subshell_id).done())["status"] == "ok"
+        assert (await at.client.execute("", subshell=subshell_id)).status == "ok"
 
 
 async def test_a_request_that_comes_when_its_subshell_is_ending_is_aborted() -> None:
@@ -370,13 +376,13 @@ async def test_a_request_that_comes_when_its_subshell_is_ending_is_aborted() -> 
     async with served(kernel) as at:
         subshell = await at.running.create_subshell()
         subshell._life.guards.close(EndReason.DELETED)
-        execute = at.client.execute("", subshell_id=subshell.id)
+        execute = at.client.execute_soon("", subshell=subshell.id)
         complete = at.client.request(
-            "complete_request", {"code": "", "cursor_pos": 0}, subshell_id=subshell.id
+            "complete_request", {"code": "", "cursor_pos": 0}, subshell=subshell.id
         )
-        assert (await execute.done())["status"] == "aborted"
-        assert (await complete.done())["status"] == "aborted"
-        assert execute.types() == []
+        assert (await execute.done()).status == "aborted"
+        assert (await complete.done()).status == "aborted"
+        assert types(execute) == []
         subshell._life.ref.cancel()
 
 
@@ -386,8 +392,8 @@ async def test_a_request_that_comes_when_its_subshell_is_ending_is_aborted() -> 
 async def test_what_a_kernel_answers_that_only_executes() -> None:
     async with served(CellsKernel()) as at:
 
-        async def ask(msg_type: str, **content: Any) -> dict[str, Any]:
-            return await at.client.request(msg_type, content).done()
+        async def ask(msg_type: str, **content: Any) -> Mapping[str, Any]:
+            return (await at.client.request(msg_type, content).done()).content
 
         assert await ask("complete_request", code="abc", cursor_pos=2) == {
             "status": "ok",
@@ -413,12 +419,14 @@ async def test_the_default_history() -> None:
 
     async with served(kernel) as at:
         for name in ("one", "two", "one", "other"):
-            await at.client.execute(name).done()
+            await at.client.execute(name)
 
         async def history(access: str, **content: Any) -> list[Any]:
-            reply = await at.client.request(
-                "history_request", {"hist_access_type": access, **content}
-            ).done()
+            reply = (
+                await at.client.request(
+                    "history_request", {"hist_access_type": access, **content}
+                ).done()
+            ).content
             return [text if "output" in content else line for _, line, text in reply["history"]]
 
         assert await history("range") == [1, 2, 3, 4]
@@ -431,7 +439,9 @@ async def test_the_default_history() -> None:
         assert await history("search", pattern="o*", unique=True) == [3, 4]
         assert await history("search", pattern="o*", n=1) == [4]
         assert await history("tail", n=1, output=True) == [["other", None]]
-        wrong = await at.client.request("history_request", {"hist_access_type": "all"}).done()
+        wrong = (
+            await at.client.request("history_request", {"hist_access_type": "all"}).done()
+        ).content
         assert "'range', 'tail' or 'search'" in wrong["evalue"]
 
 
@@ -473,7 +483,7 @@ async def test_what_a_kernel_says_is_what_its_clients_get() -> None:
     async with served(kernel) as at:
 
         async def ask(msg_type: str, **content: Any) -> dict[str, Any]:
-            reply = await at.client.request(msg_type, content).done()
+            reply = dict((await at.client.request(msg_type, content).done()).content)
             assert reply.pop("status") == "ok" or msg_type == "is_complete_request"
             return reply
 
@@ -520,12 +530,12 @@ async def test_a_handler_that_fails_answers_with_its_error(
     kernel = CellsKernel()
     setattr(kernel, method, fail)
     async with served(kernel) as at:
-        reply = await at.client.request(msg_type, content).done()
+        reply = (await at.client.request(msg_type, content).done()).content
         if failure is not None:
             assert reply["ename"] == type(failure).__name__
         elif method != "comm_info":  # whose answer is passed on as it is
             assert reply["status"] == "error"
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.execute("")).status == "ok"
 
 
 async def test_a_request_that_awaits_can_be_interrupted() -> None:
@@ -539,8 +549,8 @@ async def test_a_request_that_awaits_can_be_interrupted() -> None:
     async with served(Slow()) as at:
         exchange = at.client.request("complete_request", {"code": "", "cursor_pos": 0})
         await started.wait()
-        await at.client.control("interrupt_request").done()
-        assert (await exchange.done())["ename"] == "KeyboardInterrupt"
+        await at.client.control("interrupt_request")
+        assert (await exchange.done()).ename == "KeyboardInterrupt"
 
 
 # ---------------------------------------------------------------------------------------- comms
@@ -593,10 +603,10 @@ async def test_a_comm_message_is_served_while_a_cell_of_its_subshell_awaits() ->
 
     async with served(kernel) as at:
         subshell_id = await at.client.create_subshell()
-        cell = at.client.execute("wait_for_comm", subshell_id=subshell_id)
-        await cell.wait_published("execute_input")
-        at.client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell_id=subshell_id)
-        assert (await cell.done())["status"] == "ok"
+        cell = at.client.execute_soon("wait_for_comm", subshell=subshell_id)
+        await cell.output("execute_input")
+        at.client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell=subshell_id)
+        assert (await cell.done()).status == "ok"
     assert kernel.heard[0][1].subshell.id == subshell_id
 
 
@@ -607,7 +617,7 @@ async def test_a_comm_handler_that_fails_ends_nothing(failure: BaseException) ->
     async with served(kernel) as at:
         for _ in range(2):
             await at.client.request("comm_open", {"comm_id": "c", "data": {}}).idle()
-        assert (await at.client.execute("").done())["status"] == "ok"
+        assert (await at.client.execute("")).status == "ok"
     assert len(kernel.heard) == 2
 
 
@@ -680,9 +690,9 @@ def test_whatever_a_request_says_it_gets_one_answer_between_busy_and_idle() -> N
                         await exchange.idle()
                         assert exchange.replies == []
                     else:
-                        content = await exchange.done()
+                        content = (await exchange.done()).content
                         assert content["status"] in {"ok", "error", "aborted", "incomplete"}
-                assert (await at.client.execute("").done())["status"] == "ok"
+                assert (await at.client.execute("")).status == "ok"
 
         trio.run(main)
 

@@ -80,6 +80,6 @@ async def test_a_kernel_in_another_program_leaves_its_signals_alone() -> None:
     trios = _wakeup_descriptor()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, NUMBER)}
     async with served(CellsKernel()) as at:
-        await at.client.execute("").done()
+        await at.client.execute("")
         assert {number: signal.getsignal(number) for number in before} == before
         assert _wakeup_descriptor() == trios

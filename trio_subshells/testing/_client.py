@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, Protocol
@@ -159,10 +159,18 @@ class Exchange:
         await self.until(lambda: bool(self.replies) and "idle" in self.states)
         return await self.reply()
 
-    async def output(self, msg_type: str) -> Message:
-        """Wait for the first message of a type on iopub."""
-        await self.until(lambda: msg_type in self.types)
-        return next(each for each in self.published if each.header.msg_type == msg_type)
+    async def output(self, msg_type: str, **content: object) -> Message:
+        """Wait for the first message of a type on iopub, with this in its content."""
+
+        def found() -> Iterator[Message]:
+            return (
+                each
+                for each in self.published
+                if each.header.msg_type == msg_type and content.items() <= each.content.items()
+            )
+
+        await self.until(lambda: any(found()))
+        return next(found())
 
     @property
     def states(self) -> list[str]:
@@ -177,6 +185,15 @@ class Exchange:
     def types(self) -> list[str]:
         """The types of everything that was published, in order."""
         return [each.header.msg_type for each in self.published]
+
+    @property
+    def outputs(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """What was published but for busy and idle: types and contents, in order."""
+        return [
+            (each.header.msg_type, each.content)
+            for each in self.published
+            if each.header.msg_type != "status"
+        ]
 
     def text(self, stream: str = "stdout") -> str:
         """All that was written to a stream."""
@@ -211,6 +228,7 @@ class Client:
         unread: channels that it reads no more.
         strays: messages on iopub that are of nobody's request here.
         second_replies: replies on shell and control to nothing that was asked.
+        welcomed: set once the kernel has greeted it on iopub.
     """
 
     def __init__(
@@ -230,31 +248,48 @@ class Client:
         self.sent: dict[str, int] = {}
         self.unread: set[Channel] = set()
         self.second_replies: list[Message] = []
-        self._welcomed = trio.Event()
+        self.welcomed = trio.Event()
+        self._nursery: trio.Nursery
         self._prompts_in, self._prompts = trio.open_memory_channel[Message](1000)
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Client]:
-        """Connected to every channel, and welcomed on iopub."""
+    async def connected(self, *, listens: bool = True) -> AsyncIterator[Client]:
+        """Connected to every channel, and welcomed on iopub.
+
+        Args:
+            listens: whether it connects to iopub now; or else, when `listen` is called.
+        """
         with one_as_itself():
-            async with self._connected():
+            async with self._connected(listens):
                 yield self
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[None]:
-        async with trio.open_nursery() as nursery:
+    async def _connected(self, listens: bool) -> AsyncIterator[None]:
+        async with trio.open_nursery() as self._nursery:
             try:
                 for channel in CLIENT_CHANNELS:
-                    self._sockets[channel] = self._open_socket(channel)
-                    self._readers[channel] = await nursery.start(self._read, channel)
-                await self._welcomed.wait()
+                    if channel != "iopub" or listens:
+                        await self._connect(channel)
+                if listens:
+                    await self.welcomed.wait()
+                else:
+                    self.unread.add("iopub")
                 yield
             finally:
-                nursery.cancel_scope.cancel()
+                self._nursery.cancel_scope.cancel()
                 with trio.CancelScope(shield=True):
                     # not before: a reader that was just woken reads once more
                     await trio.lowlevel.checkpoint()
                 self._close()
+
+    async def listen(self) -> None:
+        """Connect to iopub, and wait to be welcomed there."""
+        await self._connect("iopub")
+        await self.welcomed.wait()
+
+    async def _connect(self, channel: Channel) -> None:
+        self._sockets[channel] = self._open_socket(channel)
+        self._readers[channel] = await self._nursery.start(self._read, channel)
 
     async def _read(self, channel: Channel, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
         with trio.CancelScope() as scope:
@@ -282,7 +317,7 @@ class Client:
         parent = message.parent_header
         exchange = self._by_id.get(parent.msg_id) if parent is not None else None
         if message.header.msg_type == "iopub_welcome":
-            self._welcomed.set()
+            self.welcomed.set()
         elif channel == "stdin":
             self.prompts.append(message)
             self._prompts_in.send_nowait(message)
@@ -316,10 +351,26 @@ class Client:
         message = self.session.message(
             msg_type, dict(content or {}), subshell_id=subshell, metadata=dict(metadata or {})
         )
+        return self.send(message, channel=channel)
+
+    def send(
+        self,
+        message: Message,
+        *,
+        channel: Channel = "shell",
+        frames: Sequence[bytes] | None = None,
+    ) -> Exchange:
+        """Send a request that its `session` has made.
+
+        Args:
+            message: the request.
+            channel: ``shell`` or ``control``.
+            frames: what to send in its place, for what no well-behaved client sends.
+        """
         exchange = Exchange(message, channel)
         self.exchanges.append(exchange)
         self._by_id[exchange.id] = exchange
-        self._sockets[channel].send_nowait(self.session.serialize_message(message))
+        self.send_raw(channel, frames or self.session.serialize_message(message))
         return exchange
 
     def send_raw(self, channel: Channel, frames: Sequence[bytes]) -> None:
@@ -358,6 +409,13 @@ class Client:
     async def control(self, msg_type: str, **content: Any) -> Reply:
         """Send a request on the control channel; wait for its reply and for idle."""
         return await self.control_soon(msg_type, **content).done()
+
+    async def create_subshell(self) -> str:
+        """Create a subshell, and return its id."""
+        reply = await self.control("create_subshell_request")
+        if reply.status != "ok":
+            raise AssertionError(f"no subshell: {reply.content}")
+        return str(reply.content["subshell_id"])
 
     async def prompt(self) -> Message:
         """Wait for the next ``input_request``."""

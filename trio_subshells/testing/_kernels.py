@@ -45,10 +45,7 @@ class KernelUnderTest(ABC):
 
     async def create_subshell(self) -> str:
         """Create a subshell, and return its id."""
-        reply = await self.client.control("create_subshell_request")
-        if reply.status != "ok":
-            raise AssertionError(f"no subshell: {reply.content}")
-        return str(reply.content["subshell_id"])
+        return await self.client.create_subshell()
 
     async def delete_subshell(self, subshell: str, **content: Any) -> Reply:
         """Delete a subshell, and wait for the reply."""

@@ -26,12 +26,15 @@ from ._simulation import Simulation
 
 
 @asynccontextmanager
-async def open_client(connection: ConnectionInfo, name: str = "client") -> AsyncIterator[Client]:
+async def open_client(
+    connection: ConnectionInfo, name: str = "client", *, listens: bool = True
+) -> AsyncIterator[Client]:
     """A client of a kernel at real sockets, for the time of a block.
 
     Args:
         connection: where the kernel listens.
         name: the client's identity, by which the kernel tells its clients apart.
+        listens: see `Client.connected`.
     """
     # Like a simulated one, it never waits for room to send.
     options: SocketOptions = {"ipv6": ":" in connection.ip, "sndhwm": 0}
@@ -53,7 +56,7 @@ async def open_client(connection: ConnectionInfo, name: str = "client") -> Async
             socket.connect(connection.url(channel))
             return socket
 
-        async with Client(session, open_socket).connected() as client:
+        async with Client(session, open_socket).connected(listens=listens) as client:
             yield client
 
 
