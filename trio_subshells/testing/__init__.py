@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from ._checks import within
 from ._client import Client, Exchange, Reply
 from ._errors import (
     Deadlock,
     LeftBehind,
+    LostMessage,
     NoProgress,
     SimulationFailure,
+    Starvation,
+    UnansweredRequest,
     UncontrolledNondeterminism,
     Unjoined,
 )
 from ._exhaustive import Exhaustive
 from ._explore import Exploration, ScheduleFailed, explore, explore_schedules
+from ._faults import Faults, InjectedFault, RandomFaults
 from ._kernels import KernelUnderTest, SimulatedKernel, simulated_kernel
 from ._launch import KernelDied
 from ._loops import VirtualClock
@@ -32,15 +37,19 @@ __all__ = [
     "Exchange",
     "Exhaustive",
     "Exploration",
+    "Faults",
+    "InjectedFault",
     "InvalidSchedule",
     "KernelDied",
     "KernelProcess",
     "KernelUnderTest",
     "LeftBehind",
+    "LostMessage",
     "NoProgress",
     "Portfolio",
     "ProtocolViolation",
     "Random",
+    "RandomFaults",
     "RealKernel",
     "Replay",
     "Reply",
@@ -49,7 +58,9 @@ __all__ = [
     "ScheduleFailed",
     "SimulatedKernel",
     "SimulationFailure",
+    "Starvation",
     "Strategy",
+    "UnansweredRequest",
     "UncontrolledNondeterminism",
     "Unjoined",
     "VirtualClock",
@@ -58,4 +69,5 @@ __all__ = [
     "explore_schedules",
     "real_kernel",
     "simulated_kernel",
+    "within",
 ]

@@ -53,6 +53,10 @@ class HandingSocket(ABC):
     async def read(self, reader: Callable[[list[bytes]], object]) -> None:
         """Have each message handed to a function, until cancelled."""
 
+    @abstractmethod
+    def stop(self) -> None:
+        """Hand over nothing more; `read` is about to be cancelled."""
+
 
 _numbers: Final = itertools.count(1)
 
@@ -203,6 +207,13 @@ class Exchange:
             if each.header.msg_type == "stream" and each.content["name"] == stream
         )
 
+    def __str__(self) -> str:
+        header = self.message.header
+        code = self.message.content.get("code")
+        what = header.msg_type.removesuffix("_request")
+        what = what if code is None else f"{what} {code!r}"
+        return what if header.subshell_id is None else f"{what} (for {header.subshell_id[-6:]})"
+
     def __repr__(self) -> str:
         return f"<Exchange {self.message.header.msg_type} {self.id[-8:]}>"
 
@@ -213,6 +224,10 @@ def _may_hold(condition: Callable[[], bool]) -> bool:
         return condition()
     except Exception:
         return True
+
+
+def _nothing() -> None:
+    """Whoever waited for the start knows of it."""
 
 
 class Client:
@@ -229,6 +244,7 @@ class Client:
         strays: messages on iopub that are of nobody's request here.
         second_replies: replies on shell and control to nothing that was asked.
         welcomed: set once the kernel has greeted it on iopub.
+        vanished: whether it has gone.
     """
 
     def __init__(
@@ -250,6 +266,10 @@ class Client:
         self.second_replies: list[Message] = []
         self.welcomed = trio.Event()
         self._nursery: trio.Nursery
+        self.vanished = False
+        self._read_on: dict[Channel, trio.Event] = {}
+        self._taken = 0
+        self._after: list[tuple[int, Callable[[], object]]] = []
         self._prompts_in, self._prompts = trio.open_memory_channel[Message](1000)
 
     @asynccontextmanager
@@ -289,20 +309,30 @@ class Client:
 
     async def _connect(self, channel: Channel) -> None:
         self._sockets[channel] = self._open_socket(channel)
-        self._readers[channel] = await self._nursery.start(self._read, channel)
+        await self._nursery.start(self._read, channel)
 
-    async def _read(self, channel: Channel, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        with trio.CancelScope() as scope:
-            task_status.started(scope)
-            socket = self._sockets[channel]
-            if isinstance(socket, HandingSocket):
-                await socket.read(partial(self._receive, channel))
-            while True:
-                try:
-                    frames = await socket.receive()
-                except trio.ClosedResourceError:
-                    return
-                self._receive(channel, frames)
+    async def _read(self, channel: Channel, task_status: trio.TaskStatus[None]) -> None:
+        started: Callable[[], object] = task_status.started
+        while True:
+            with trio.CancelScope() as self._readers[channel]:
+                started()
+                await self._read_to_the_end(channel)
+                return
+            started = _nothing
+            await self._read_on[channel].wait()
+            del self._read_on[channel]
+            self.unread.discard(channel)
+
+    async def _read_to_the_end(self, channel: Channel) -> None:
+        socket = self._sockets[channel]
+        if isinstance(socket, HandingSocket):
+            await socket.read(partial(self._receive, channel))
+        while True:
+            try:
+                frames = await socket.receive()
+            except trio.ClosedResourceError:
+                return
+            self._receive(channel, frames)
 
     def _receive(self, channel: Channel, frames: list[bytes]) -> None:
         message = self._receiver.receive(frames).open()
@@ -327,6 +357,15 @@ class Client:
             self.strays.append(message)
         else:
             self.second_replies.append(message)
+        self._taken += 1
+        for due in [each for each in self._after if each[0] <= self._taken]:
+            self._after.remove(due)
+            due[1]()
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.session.username
 
     # ----------------------------------------------------------------------------- requests
 
@@ -441,11 +480,34 @@ class Client:
 
     def stop_reading(self, channel: Channel) -> None:
         """Read no more from a channel; the connection stays."""
-        self.unread.add(channel)
-        self._readers[channel].cancel()
+        if channel not in self._read_on:
+            self.unread.add(channel)
+            self._read_on[channel] = trio.Event()
+            self._readers[channel].cancel()
+            socket = self._sockets[channel]
+            if isinstance(socket, HandingSocket):
+                socket.stop()
+
+    def read_on(self, channel: Channel) -> None:
+        """Read again from a channel, after `stop_reading`; first what has come meanwhile."""
+        if channel in self._read_on:
+            self._read_on[channel].set()
+
+    @property
+    def reading(self) -> list[Channel]:
+        """The channels that it reads from."""
+        return [each for each in self._readers if each not in self.unread]
+
+    def when_taken(self, messages: int, do: Callable[[], object]) -> None:
+        """Do something when so many more messages have come; 0: now."""
+        if messages:
+            self._after.append((self._taken + messages, do))
+        else:
+            do()
 
     def vanish(self) -> None:
         """Go, without a word. What was on its way to it is lost."""
+        self.vanished = True
         self.unread.update(CLIENT_CHANNELS)
         self._close()
 

@@ -84,6 +84,11 @@ class Exhaustive(Strategy):
         """The next schedule's; chance has no part in it."""
         return self._search.chooser()
 
+    @property
+    def faults(self) -> bool:
+        """None by chance: all that is explored are orders."""
+        return False
+
     def learn(self, simulation: Simulation) -> None:
         """Find out which schedules there are beside those known."""
         self._search.learn()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -182,6 +183,8 @@ def explore(
     max_steps: int = 100_000,
     fairness: int | None = None,
     lag: float = 1.0,
+    max_time: float = math.inf,
+    starvation: float = math.inf,
     checks: tuple[Callable[[], object], ...] = (),
     shrink: bool = True,
 ) -> Exploration:
@@ -205,6 +208,10 @@ def explore(
             default: for ever. Strategies may starve a task as trio itself would not.
         lag: how many virtual seconds may pass at once though something could happen, as if that
             took so long: timeouts that are farther away never come early. 0: none does.
+        max_time: how many virtual seconds a schedule may take; one that takes longer has failed,
+            with `NoProgress`: timers that are set again and again hide that nothing else happens.
+        starvation: how many virtual seconds synchronous code may block a thread in which a task
+            could go on; longer, and the schedule has failed, with `Starvation`.
         checks: invariants, called after each step. One that raises ends the schedule, as failed.
         shrink: whether a failing schedule is shrunk, and told. That takes a while; with what makes
             many attempts by itself, as hypothesis does, it is better done for the last one only.
@@ -244,6 +251,8 @@ def explore(
         max_steps=max_steps,
         fairness=fairness,
         lag=lag,
+        max_time=max_time,
+        starvation=starvation,
         checks=checks,
     )
     strategy = strategy or Portfolio()
@@ -291,7 +300,7 @@ class _Explorer:
             if chooser is None:
                 exhausted = True
                 break
-            run = self._runs.run(chooser)
+            run = self._runs.run(chooser, chance=self._chance(number))
             number += 1
             tally.schedules += 1
             tally.seconds += time.perf_counter() - last
@@ -311,6 +320,12 @@ class _Explorer:
             exhausted=exhausted,
             strategies=names,
         )
+
+    def _chance(self, number: int) -> Callable[[], random.Random] | None:
+        """Where faults are drawn from: not what the chooser draws from, which goes its way."""
+        if not self._strategy.faults:
+            return None
+        return lambda: random.Random(f"{self._seed} {number} faults")
 
     def _fail(self, run: Run, number: int, seconds: float, chooser: Chooser) -> None:
         __tracebackhide__ = True
@@ -410,6 +425,8 @@ def explore_schedules(
     max_steps: int = 100_000,
     fairness: int | None = None,
     lag: float = 1.0,
+    max_time: float = math.inf,
+    starvation: float = math.inf,
     checks: tuple[Callable[[], object], ...] = (),
 ) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
 
@@ -424,6 +441,8 @@ def explore_schedules(
     max_steps: int = 100_000,
     fairness: int | None = None,
     lag: float = 1.0,
+    max_time: float = math.inf,
+    starvation: float = math.inf,
     checks: tuple[Callable[[], object], ...] = (),
 ) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from ..wire import Message
@@ -60,18 +60,20 @@ class ProtocolViolation(AssertionError):
     """A kernel has done what the protocol doesn't allow; the message tells all of it."""
 
 
-def check_protocol(*clients: Client, complete: bool = True) -> None:
+def check_protocol(*clients: Client, complete: bool = True, died: Collection[str] = ()) -> None:
     """Compare what clients have seen with what the protocol says.
 
     Args:
         clients: all clients of one kernel that have done what matters here.
         complete: whether everything has come: each request its reply, and its idle, as far as the
             client has read. Otherwise what is missing may still come.
+        died: the ids of subshells that have died of themselves, of which clients aren't told:
+            `SimulatedKernel.died`.
 
     Raises:
         ProtocolViolation: it isn't so.
     """
-    problems = list(_History(clients, complete=complete).problems())
+    problems = list(_History(clients, complete=complete, died=died).problems())
     if problems:
         raise ProtocolViolation("\n".join(problems))
 
@@ -135,10 +137,7 @@ class _Request:
         return self.replied is not None and self.replied < other.asked
 
     def __str__(self) -> str:
-        code = self.content.get("code")
-        what = self.type.removesuffix("_request")
-        what = what if code is None else f"{what} {code!r}"
-        return what if self.shell is None else f"{what} (for {self.shell[-6:]})"
+        return str(self.exchange)
 
 
 _BY_OTHERS: Final = frozenset(
@@ -150,7 +149,8 @@ _BY_OTHERS: Final = frozenset(
 class _History:
     """All that the clients of one kernel have seen."""
 
-    def __init__(self, clients: Sequence[Client], *, complete: bool) -> None:
+    def __init__(self, clients: Sequence[Client], *, complete: bool, died: Collection[str]) -> None:
+        self._died = died
         self._clients = clients
         self._complete = complete
         self._requests = sorted(
@@ -348,6 +348,7 @@ class _History:
                 or self._was_ended(request, self._shutdowns)
                 or self._was_ended(request, self._deletes)
                 or any(each.ename in {"KernelDied", "SubshellDied"} for each in requests)
+                or self._has_died(request.shell)
             ):
                 shell = "the main shell" if request.shell is None else "its subshell"
                 yield f"{request} was aborted, and nothing before it in {shell} has failed"
@@ -437,6 +438,8 @@ class _History:
         return self._created
 
     def _has_died(self, shell: str | None) -> bool:
+        if shell in self._died:
+            return True
         return any(each.ename == "SubshellDied" and each.shell == shell for each in self._requests)
 
     def _of_subshells(self) -> Iterator[str]:

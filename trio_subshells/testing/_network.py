@@ -11,40 +11,51 @@ has room for so many replies, and no more.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
 import trio
 
 from ..actors import Transport, TrioTransport
+from ..kernel._limits import DESCRIPTORS
 from ..sockets import Subscription
 from ..wire import Channel
 from ._client import HandingSocket, NumberedFrames
 from ._loops import wake
 from ._simulation import SimulatedThread, Simulation, Turn
 
+if TYPE_CHECKING:
+    from ._client import Client
+
 MOST_UNREAD: Final = 10_000
 """Messages that may wait for a socket that isn't read."""
+
+
+MAIN_THREAD: Final = "kernel"
+"""The name of the thread of a simulated kernel's main shell, which takes no descriptors."""
 
 
 class Line:
     """Carries messages from one socket to another, in order, by decision.
 
     Args:
-        simulation: decides.
+        network: that it is a part of.
         name: for people: ``client > shell``.
         arrived: called with each message, when it arrives.
     """
 
-    def __init__(self, simulation: Simulation, name: str, arrived: Callable[[Any], object]) -> None:
-        self._simulation = simulation
-        self._name = name
+    def __init__(self, network: Network, name: str, arrived: Callable[[Any], object]) -> None:
+        self._network = network
+        self._simulation = network.simulation
+        self.name = name
         self._arrived = arrived
+        network.lines.append(self)
         self._under_way: deque[Any] = deque()
         self._next: Turn | None = None
         self._numbers = itertools.count(1)
@@ -56,9 +67,20 @@ class Line:
             self._prepare()
 
     def _prepare(self) -> None:
+        faults = self._simulation.faults
+        if faults is not None and faults.is_held(self):
+            return
         number = next(self._numbers)
-        self._next = self._simulation.happening(None, f"{self._name} {number}", self._arrive)
+        self._next = self._simulation.happening(None, f"{self.name} {number}", self._arrive)
         self._simulation.add(self._next)
+
+    def look(self) -> None:
+        """Whether it is held may have changed."""
+        if self._next is not None:
+            self._simulation.remove(self._next)
+            self._next = None
+        if self._under_way:
+            self._prepare()
 
     def _arrive(self) -> None:
         message = self._under_way.popleft()
@@ -66,6 +88,8 @@ class Line:
         if self._under_way:
             self._prepare()
         self._arrived(message)
+        if self._simulation.faults is not None:
+            self._simulation.faults.delivered(self)
 
     def cut(self) -> None:
         """Lose what is under way, and what will be sent."""
@@ -74,6 +98,8 @@ class Line:
             self._next = None
         self._under_way.clear()
         self._arrived = lambda message: None
+        if self in self._network.lines:
+            self._network.lines.remove(self)
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -148,6 +174,10 @@ class Inbox:
         finally:
             self._reader = None
 
+    def stop(self) -> None:
+        """Hand over nothing more, also before `read` has noticed that it was cancelled."""
+        self._reader = None
+
     def _hand_over(self) -> None:
         """Hand over what is there, now or when the thread isn't blocked any more."""
         simulation, thread = self._simulation, self._thread
@@ -182,6 +212,10 @@ class Inbox:
         self._wake()
 
 
+def _no_descriptors(purpose: str) -> OSError:
+    return OSError(errno.EMFILE, f"no room for {purpose}: too many open files (simulated)")
+
+
 def _closed() -> Exception:
     return trio.ClosedResourceError("this socket was closed")
 
@@ -203,11 +237,13 @@ class SimulatedRouter:
     async def receive(self) -> list[bytes]:
         """Wait for the next message."""
         frames: list[bytes] = await self.inbox.receive()
+        self._network.taken.append(frames)
         return frames
 
     def receive_nowait(self) -> list[bytes]:
         """The next message, or `trio.WouldBlock`."""
         frames: list[bytes] = self.inbox.receive_nowait()
+        self._network.taken.append(frames)
         return frames
 
     def send_nowait(self, frames: Sequence[bytes]) -> None:
@@ -230,9 +266,9 @@ class SimulatedRouter:
 class Plug:
     """A client's end of a connection."""
 
-    def __init__(self, simulation: Simulation, name: str) -> None:
-        self.inbox = Inbox(simulation)
-        self.line = Line(simulation, name, self.inbox.put)
+    def __init__(self, network: Network, name: str) -> None:
+        self.inbox = Inbox(network.simulation)
+        self.line = Line(network, name, self.inbox.put)
 
 
 class SimulatedPublisher:
@@ -240,7 +276,7 @@ class SimulatedPublisher:
 
     def __init__(self, network: Network, name: str) -> None:
         self._network = network
-        self._line = Line(network.simulation, name, network.distribute)
+        self._line = Line(network, name, network.distribute)
         self._subscriptions = Inbox(network.simulation)
 
     def publish(self, frames: Sequence[bytes]) -> None:
@@ -283,13 +319,28 @@ class _NoRefusals:
         raise AssertionError("unreachable")
 
 
+@attrs.frozen(eq=False)
+class Met:
+    """A client that is connected.
+
+    Attributes:
+        client: the one.
+        scope: around the block that uses it.
+        token: of its loop.
+    """
+
+    client: Client
+    scope: trio.CancelScope
+    token: trio.lowlevel.TrioToken
+
+
 class Network:
     """The simulated ground: see the module's first lines, and `trio_subshells.kernel._ground`.
 
     Args:
         simulation: decides.
-        descriptors: how many subshells' worth of file descriptors there are, counted in
-            descriptors; infinitely many by default.
+        descriptors: how many file descriptors there are for subshells in threads, each of which
+            takes some and gives them back; infinitely many by default.
         most_unread: how many messages may wait for a client that doesn't read.
     """
 
@@ -303,6 +354,14 @@ class Network:
         self.simulation = simulation
         self.descriptors = descriptors
         self.most_unread = most_unread
+        self.lines: list[Line] = []
+        self.taken: list[list[bytes]] = []
+        """Every message that the kernel has taken from a ROUTER."""
+        self.exhausted = 0
+        """How many faults there are now that leave no descriptor."""
+        self.met: dict[str, Met] = {}
+        """The clients that are connected, by name."""
+        self._open = 0
         self.routers: dict[Channel, SimulatedRouter] = {}
         self.subscribers: dict[bytes, Plug] = {}
         self._iopub: SimulatedPublisher | None = None
@@ -312,6 +371,17 @@ class Network:
     def numbered(self, frames: Sequence[bytes]) -> NumberedFrames:
         """What the kernel sends, as its next message."""
         return NumberedFrames(map(bytes, frames), next(self._numbers))
+
+    @contextmanager
+    def met_by(self, met: Met) -> Iterator[None]:
+        """A client is connected, for the time of the block."""
+        name = met.client.name
+        self.met[name] = met
+        try:
+            yield
+        finally:
+            if self.met.get(name) is met:
+                del self.met[name]
 
     # ----------------------------------------------------------------------- for the kernel
 
@@ -328,8 +398,12 @@ class Network:
 
     def check_room(self, needed: int, purpose: str) -> None:
         """Raise `OSError` if there aren't as many descriptors."""
-        if needed > self.descriptors:
-            raise OSError(24, f"no room for {purpose}: too many open files (simulated)")
+        if self.exhausted or self._open + needed > self.descriptors:
+            raise _no_descriptors(purpose)
+
+    def have_descriptors(self) -> None:
+        """A fault that has left none is over."""
+        self.exhausted = max(0, self.exhausted - 1)
 
     @contextmanager
     def open_router(self, channel: Channel, **_: Any) -> Iterator[SimulatedRouter]:
@@ -360,18 +434,24 @@ class Network:
     async def open_publisher(self, publisher_url: str) -> AsyncIterator[SimulatedPublisher]:
         """A publisher for the calling thread."""
         thread = self.simulation.thread
-        publisher = SimulatedPublisher(
-            self, f"{thread.name if thread else 'nobody'} > iopub{next(self._publishers)}"
-        )
-        await trio.lowlevel.checkpoint()
+        assert thread is not None
+        needed = 0 if thread.name == MAIN_THREAD else DESCRIPTORS
+        if needed and (self.exhausted or self._open + needed > self.descriptors):
+            raise _no_descriptors("a publisher")
+        self._open += needed
         try:
-            yield publisher
+            publisher = SimulatedPublisher(self, f"{thread.name} > iopub{next(self._publishers)}")
+            await trio.lowlevel.checkpoint()
+            try:
+                yield publisher
+            finally:
+                publisher.close()
         finally:
-            publisher.close()
+            self._open -= needed
 
     def distribute(self, frames: list[bytes]) -> None:
         """What has been published arrives at those who have subscribed."""
-        for plug in self.subscribers.values():
+        for plug in list(self.subscribers.values()):  # one may vanish because of it
             if len(plug.inbox) < self.most_unread:
                 plug.inbox.put(frames)
 
@@ -396,10 +476,10 @@ class SimulatedSocket(HandingSocket):
         self._channel = channel
         self._identity = identity
         name = identity.decode()
-        self._plug = Plug(network.simulation, f"{channel} > {name}")
+        self._plug = Plug(network, f"{channel} > {name}")
         if channel == "iopub":
             self._line = Line(
-                network.simulation,
+                network,
                 f"{name} > iopub",
                 lambda plug: network.subscribed(plug, identity),
             )
@@ -407,7 +487,7 @@ class SimulatedSocket(HandingSocket):
         else:
             router = network.routers[channel]
             router.clients[identity] = self._plug
-            self._line = Line(network.simulation, f"{name} > {channel}", router.inbox.put)
+            self._line = Line(network, f"{name} > {channel}", router.inbox.put)
 
     def send_nowait(self, frames: Sequence[bytes]) -> None:
         """Send; never blocks."""
@@ -421,6 +501,10 @@ class SimulatedSocket(HandingSocket):
     async def read(self, reader: Callable[[list[bytes]], object]) -> None:
         """Have each message handed to a function, until cancelled."""
         await self._plug.inbox.read(reader)
+
+    def stop(self) -> None:
+        """Hand over nothing more, until `read` is called again."""
+        self._plug.inbox.stop()
 
     def close(self) -> None:
         """The client has gone: what was on its way to it is lost."""

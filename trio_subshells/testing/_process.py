@@ -31,6 +31,7 @@ import trio
 
 from ..actors import _hosts, _promise
 from ..actors._queue import Queue
+from ..actors._transport import Bell
 from ._simulation import SimulatedThread, Simulation, Turn
 
 _real_ident: Final = threading.get_ident
@@ -87,6 +88,8 @@ def _start_thread(child: _hosts.ChildThread, name: str) -> Callable[[], None]:
     simulation = _simulation()
     if simulation is None:
         return _real_start(child, name)
+    if simulation.faults is not None:
+        simulation.faults.starts_thread(name)
     stack = ExitStack()
 
     def ended(result: outcome.Outcome[object]) -> None:
@@ -95,7 +98,12 @@ def _start_thread(child: _hosts.ChildThread, name: str) -> Callable[[], None]:
             child.end(result if isinstance(result, outcome.Error) else outcome.Value(None))
 
         # Some time passes between a loop's end and that of its thread.
-        simulation.add(simulation.happening(None, f"{name} ends", joinable))
+        ends = simulation.happening(None, f"{name} ends", joinable)
+        delay = 0.0 if simulation.faults is None else simulation.faults.join_delay(name)
+        if delay:
+            simulation.add_at(simulation.clock.now + delay, ends)
+        else:
+            simulation.add(ends)
 
     def start() -> None:
         stack.enter_context(child.attach())
@@ -191,6 +199,16 @@ def _pausing(real: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+_real_attach: Final = Queue.attach
+
+
+def _attach(queue: Queue[Any], bell: Bell) -> None:
+    simulation = _simulation()
+    if simulation is not None:
+        simulation.queues[queue] = None
+    _real_attach(queue, bell)
+
+
 _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (threading, "get_ident", _get_ident),
     (threading, "current_thread", _current_thread),
@@ -203,6 +221,7 @@ _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (_promise, "_NAP", math.inf),
     (_promise.Promise, "resolve", _pausing(_promise.Promise.resolve)),
     (_promise.BlockingPromise, "resolve", _pausing(_promise.BlockingPromise.resolve)),
+    (Queue, "attach", _attach),
     (Queue, "put_nowait", _pausing(Queue.put_nowait)),
     (Queue, "put", _pausing(Queue.put)),
 )

@@ -348,6 +348,14 @@ class Recorder(_simulation.Recorder):
         )
         self.steps.append(self._step)
 
+    def fault(self, simulation: Simulation, text: str) -> None:
+        """A fault has an effect."""
+        if simulation.failure is None and self._step.number >= 0:
+            rows = self._step.rows
+            if not rows:
+                rows.append(Row(self._step.place, resumed=True))
+            rows[-1].effects.append(Said(f"fault: {text}"))
+
     def _close_step(self) -> None:
         if self._task is not None and not self._step.ended:
             if self._thread is not None and self._thread.blocked is not None:

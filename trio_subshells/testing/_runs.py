@@ -13,6 +13,7 @@ care of here:
 from __future__ import annotations
 
 import gc
+import math
 import random
 import sys
 import threading
@@ -65,6 +66,8 @@ class Runs:
         max_steps: see `Simulation`.
         fairness: see `Simulation`.
         lag: see `Simulation`.
+        max_time: see `Simulation`.
+        starvation: see `Simulation`.
         checks: see `Simulation`.
     """
 
@@ -76,11 +79,15 @@ class Runs:
         fairness: int | None,
         lag: float,
         checks: tuple[Callable[[], object], ...],
+        max_time: float = math.inf,
+        starvation: float = math.inf,
     ) -> None:
         self._body = body
         self._max_steps = max_steps
         self._fairness = fairness
         self._lag = lag
+        self._max_time = max_time
+        self._starvation = starvation
         self._checks = checks
         self._left: list[tuple[str, BaseException | None]] = []
 
@@ -107,12 +114,18 @@ class Runs:
         finally:
             _exploring.release()
 
-    def run(self, chooser: Chooser, recorder: Recorder | None = None) -> Run:
+    def run(
+        self,
+        chooser: Chooser,
+        recorder: Recorder | None = None,
+        chance: Callable[[], random.Random] | None = None,
+    ) -> Run:
         """Run one schedule.
 
         Args:
             chooser: makes the decisions; its ``recorder``, if it has one, is told of the run.
             recorder: is told of the run instead.
+            chance: see `Simulation`.
 
         Raises:
             BaseException: what isn't a failure of the code, but says that all is to end:
@@ -124,8 +137,11 @@ class Runs:
             max_steps=self._max_steps,
             fairness=self._fairness,
             lag=self._lag,
+            max_time=self._max_time,
+            starvation=self._starvation,
             checks=self._checks,
             recorder=recorder or getattr(chooser, "recorder", None),
+            chance=chance,
         )
         result = simulation.run(self._body)
         failure = result.error if isinstance(result, outcome.Error) else None

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 
 import attrs
 
-from ._simulation import TIME, TIME_PASSES, Deviation, Recorder, Simulation, Turn
+from ._simulation import FAULT, TIME, TIME_PASSES, Deviation, Recorder, Simulation, Turn
 
 _VERSION = "1"
 _LONG = 300
@@ -121,6 +121,8 @@ class Replayer:
         for index, turn in enumerate(simulation.turns):
             if turn.name == wanted.choice:
                 return index
+        if simulation.fault_named(wanted.choice):
+            return FAULT
         self.skipped.append(wanted)
         return default
 
@@ -187,6 +189,8 @@ class OrderFollower(Recorder):
                 for index, turn in enumerate(simulation.turns):
                     if turn.name == name:
                         return index
+                if simulation.fault_named(name):
+                    return FAULT
             self._left.pop()
         return default
 

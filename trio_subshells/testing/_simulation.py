@@ -12,6 +12,9 @@ order in which their tasks were spawned. So a schedule depends on the decisions 
 The default decision is to go on with the task that ran last, else with what has waited longest.
 A schedule is written down as its deviations from that (`_schedules`).
 
+A fault that chance brings (`_faults`) is such a deviation, too: at each decision one could be
+injected, and by default none is. What is injected is taken in between, as passing time is.
+
 Each thread has a greenlet, so that synchronous code can block its thread while the others go on.
 """
 
@@ -20,17 +23,24 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import random
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 import outcome
 import trio
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from ._errors import Deadlock, NoProgress, Unjoined
+from ..actors._queue import Queue
+from ..actors._transport import TrioBell
+from ._errors import Deadlock, LostMessage, NoProgress, Starvation, Unjoined
 from ._loops import Loop, VirtualClock, restore_place, save_place
+
+if TYPE_CHECKING:
+    from ._faults import Faults
 
 TIME: Final = -1
 """What a strategy chooses to let time pass, though something could happen now."""
@@ -38,7 +48,16 @@ TIME: Final = -1
 TIME_PASSES: Final = "time"
 """How a deviation says so."""
 
+FAULT: Final = -2
+"""What a strategy chooses to inject ``simulation.fault``, which it has set."""
+
+FAULT_PREFIX: Final = "fault: "
+"""How the name of such a turn begins."""
+
 _ROOT: Final = "Simulation.start_thread.<locals>.root"
+
+_LAST_STEPS: Final = 1_000
+"""Steps by which a run that doesn't end is described."""
 
 _STEPS_TO_END: Final = 5_000
 """Steps that the tasks have to end after a failure, being cancelled; then they are closed."""
@@ -94,14 +113,18 @@ class Recorder:
     def time(self, simulation: Simulation) -> None:
         """Time has passed, and what is due is about to be told; ``simulation.instead`` as above."""
 
+    def fault(self, simulation: Simulation, text: str) -> None:
+        """A fault has an effect, in the step that was begun last, or between two steps."""
+
 
 class Chooser(Protocol):
     """What a strategy makes for one schedule."""
 
     def choose(self, simulation: Simulation, default: int) -> int:
-        """Which of ``simulation.turns`` is next: its index, or `TIME`.
+        """Which of ``simulation.turns`` is next: its index, `TIME`, or `FAULT`.
 
-        Only asked where there are at least two, or where `wants_time` is true and time could pass.
+        Only asked where there are at least two, or where `wants_time` is true and time could pass,
+        or where ``simulation.may_fault`` is true.
         """
 
     @property
@@ -132,6 +155,7 @@ class SimulatedThread:
         self.greenlet: greenlet
         self.stand_in: threading.Thread | None = None  # for threading.current_thread()
         self.blocked: Turn | None = None
+        self.blocked_since = 0.0
         self.interruptible = True
         self.paused = False
         self.struck: Turn | None = None
@@ -152,8 +176,12 @@ class Simulation:
         fairness: how many decisions a turn may wait at most; None for no bound.
         lag: how many virtual seconds may pass, at most, before what could happen has happened: how
             slow the simulated machine may be.
+        max_time: how many virtual seconds a run may take; one that takes longer is as above.
+        starvation: how many virtual seconds synchronous code may block a thread in which something
+            else could go on.
         checks: called after each step; what one raises is the run's failure.
         recorder: notes what happens, for a report; that takes time.
+        chance: makes the generator by which faults are drawn; None: no fault comes by chance.
     """
 
     current: Simulation | None = None
@@ -166,8 +194,11 @@ class Simulation:
         max_steps: int = 100_000,
         fairness: int | None = None,
         lag: float = math.inf,
+        max_time: float = math.inf,
+        starvation: float = math.inf,
         checks: tuple[Callable[[], object], ...] = (),
         recorder: Recorder | None = None,
+        chance: Callable[[], random.Random] | None = None,
     ) -> None:
         self.clock = VirtualClock()
         self.turns: list[Turn] = []
@@ -178,13 +209,24 @@ class Simulation:
         self.failure: BaseException | None = None
         self.failed_at = -1
         self.may_pass_time = False
+        self.may_fault = False
+        """Whether a fault may be injected instead of each decision."""
+        self.faults: Faults | None = None
+        self.fault: Turn | None = None
+        self.chance = chance
         self._chooser = chooser
         self._wants_time = chooser.wants_time
         self._lag = lag
         self._rested_at = 0.0
         self._max_steps = max_steps
-        self._fairness = fairness
+        self.fairness = fairness
+        self._max_time = max_time
+        self._starvation = starvation
         self.checks = list(checks)
+        self.queues: dict[Queue[Any], None] = {}
+        """Every queue that something receives, or has received, from: mailboxes, sockets."""
+        self.checks_at_rest: list[Callable[[], object]] = [self._check_queues]
+        """Called when nothing can happen until time passes; what one raises is the failure."""
         self.recorder = recorder
         self.instead: Turn | None = None
         self._fresh: list[trio.lowlevel.Task] = [] if recorder is None else recorder.fresh()
@@ -282,6 +324,8 @@ class Simulation:
                 self._switch_to(turn)
                 continue
             assert turn.task is not None
+            if self.faults is not None and self.failure is None:
+                self.faults.before_step(turn.task)
             self._step(thread, turn.task)
             if self._turn is not turn:
                 return  # the run is over: the step was blocked, and has been abandoned
@@ -351,7 +395,7 @@ class Simulation:
             preferred: what is the default, if it is possible.
         """
         if self.checks and self.failure is None:
-            self._check()
+            self._run_checks(self.checks)
         turns = self.turns
         last = self._turn
         default = 0
@@ -363,17 +407,22 @@ class Simulation:
             if len(self.trace) >= self._max_steps:
                 if self.failure is not None:
                     return None
-                self.fail(NoProgress(f"no end after {self._max_steps:,} steps"))
+                self.fail(self._no_progress())
                 continue
             if not turns:
                 if not self._come_to_rest():
                     return None
                 continue
-            if self.failure is not None or (len(turns) == 1 and not self._wants_time):
+            if self.failure is not None or (
+                len(turns) == 1 and not self._wants_time and not self.may_fault
+            ):
                 index = 0
             else:
                 index = self._choose(default)
                 if index == TIME:
+                    continue
+                if index == FAULT:
+                    default = turns.index(last) if last is not None and last in turns else 0
                     continue
             turn = turns.pop(index)
             self.trace.append(turn.order)
@@ -396,11 +445,13 @@ class Simulation:
         if self._wants_time:
             due = self.next_time()
             self.may_pass_time = due < math.inf and due - self._rested_at <= self._lag
-            if len(turns) == 1 and not self.may_pass_time:
+            if len(turns) == 1 and not self.may_pass_time and not self.may_fault:
                 return 0
         decision = self.decisions
         self.decisions = decision + 1
-        if self._fairness is not None and decision - turns[0].since > self._fairness:
+        if self.may_fault and self._draw_fault():
+            index = FAULT
+        elif self.fairness is not None and decision - turns[0].since > self.fairness:
             index = 0
         else:
             index = self._chooser.choose(self, default)
@@ -409,10 +460,39 @@ class Simulation:
                 self._deviated.append((decision, TIME_PASSES))
                 self.instead = turns[default]
                 self._pass_time()
+            elif index == FAULT:
+                assert self.fault is not None
+                self._deviated.append((decision, self.fault.name))
+                self.instead = turns[default]
+                self._inject(self.fault)
             else:
                 self._deviated.append((decision, turns[index].name))
                 self.instead = turns[default]
         return index
+
+    def _draw_fault(self) -> bool:
+        if self.chance is None or self.faults is None:
+            return False
+        self.fault = self.faults.draw()
+        return self.fault is not None
+
+    def tasks(self) -> Iterator[trio.lowlevel.Task]:
+        """The tasks that were seen, in the order in which that was; also those that have ended."""
+        return iter(list(self._known))
+
+    def fault_named(self, name: str) -> bool:
+        """Whether this fault can be injected now; if so, it is the one that `FAULT` means."""
+        self.fault = self.faults.named(name) if self.may_fault and self.faults is not None else None
+        return self.fault is not None
+
+    def _inject(self, fault: Turn) -> None:
+        assert fault.happen is not None
+        self.trace.append(fault.order)
+        if self.recorder is not None:
+            self.recorder.turn(self, fault)
+        turn, self._turn = self._turn, None
+        fault.happen()
+        self._turn = turn
 
     def _take_fresh(self, last: Turn | None, default: int) -> int:
         """Put into the list what has become possible; return which is the default."""
@@ -461,6 +541,10 @@ class Simulation:
 
     def _come_to_rest(self) -> bool:
         """Nothing can happen now: what does next? False: nothing ever will."""
+        if self.failure is None:
+            self._run_checks(self.checks_at_rest)
+            if self.failure is not None:
+                return True
         for thread in self.threads:
             if thread.blocked is None and thread.loop.waits_for_idle():
                 self.enter(thread)
@@ -477,14 +561,48 @@ class Simulation:
         self.fail(Deadlock.of(self))
         return True
 
+    def _check_queues(self) -> None:
+        """A queue with something in it, whose receiver sleeps, has not woken it."""
+        for queue in self.queues:
+            bell = queue._bell
+            waiter = bell._waiter if isinstance(bell, TrioBell) else None
+            if waiter is not None and not self.is_blocked(waiter):
+                name = self._known[waiter].name
+                if queue._values:
+                    raise LostMessage.unnoticed(name, queue._values)
+                if queue._closed is not None:
+                    raise LostMessage(f"{name} waits for a message, and hasn't noticed the end")
+            if queue._parked and len(queue._values) < queue.capacity:
+                raise LostMessage.unsent([each.value for each in queue._parked])
+
+    def _no_progress(self) -> NoProgress:
+        first = max(0, len(self.trace) - _LAST_STEPS)
+        steps = f"no end after {self._max_steps:,} steps; the last of these were of"
+        return NoProgress.of(self, f"{steps} {self.busiest(first)}")
+
+    def busiest(self, first: int) -> str:
+        """The tasks that have made most of the steps from one on, in words."""
+        names = {turn.order: turn.name for turn in self._known.values()}
+        count = Counter(names[order] for order in self.trace[first:] if order in names)
+        return ", ".join(f"{name} ({number:,})" for name, number in count.most_common(5))
+
+    def is_blocked(self, task: trio.lowlevel.Task) -> bool:
+        """Whether synchronous code blocks a task's thread, so that it can't even be woken."""
+        thread = self._known[task].thread
+        return thread is not None and thread.blocked is not None
+
+    def name_of(self, task: trio.lowlevel.Task) -> str:
+        """The name of a task's turn."""
+        return self._known[task].name
+
     def enter(self, thread: SimulatedThread) -> None:
         """Let trio's functions mean this thread's loop, in a happening."""
         self._entered = thread
         thread.loop.enter()
 
-    def _check(self) -> None:
+    def _run_checks(self, checks: list[Callable[[], object]]) -> None:
         try:
-            for check in self.checks:
+            for check in checks:
                 check()
         except Exception as error:
             self.fail(error)
@@ -502,6 +620,8 @@ class Simulation:
     def _pass_time(self) -> None:
         """Let time pass until the next thing is due, and let it become possible."""
         self.clock.now = now = max(self.clock.now, self.next_time())
+        if self.failure is None:
+            self._watch_time(now)
         if self.recorder is not None:
             self.recorder.time(self)
         while self._timers and self._timers[0][0] <= now:
@@ -509,6 +629,13 @@ class Simulation:
         for thread in list(self.threads):
             if thread.blocked is None and thread.loop.next_deadline() <= now:
                 self._step(thread, None)
+
+    def _watch_time(self, now: float) -> None:
+        if now > self._max_time:
+            self.fail(NoProgress.of(self, f"no end after {self._max_time:g} virtual seconds"))
+        for thread in self.threads:
+            if thread.held and not thread.paused and now - thread.blocked_since > self._starvation:
+                self.fail(Starvation.by_blocking(thread, now - thread.blocked_since))
 
     # --------------------------------------------------------------------------- happenings
 
@@ -566,6 +693,7 @@ class Simulation:
         interrupted = self._turn
         turns = self.turns
         thread.blocked = resume
+        thread.blocked_since = self.clock.now
         held = [each for each in turns if each.thread is thread and each is not resume]
         if held:
             thread.held += held

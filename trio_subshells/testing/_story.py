@@ -16,7 +16,17 @@ from typing import Final
 
 import attrs
 
-from ._errors import Deadlock, LeftBehind, NoProgress, RealInput, Unjoined
+from ._errors import (
+    AND_WAITING,
+    Deadlock,
+    LeftBehind,
+    LostMessage,
+    NoProgress,
+    RealInput,
+    Starvation,
+    UnansweredRequest,
+    Unjoined,
+)
 from ._model import ProtocolViolation
 from ._record import (
     Place,
@@ -32,6 +42,7 @@ from ._record import (
     shorten,
 )
 from ._scenes import Gap, Item, Line, Passing, Scene, Switch, Waiting, compose
+from ._simulation import FAULT_PREFIX
 
 WIDTH: Final = 110
 ARROW: Final = "━━▶"
@@ -51,6 +62,18 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (
         LeftBehind,
         "All went well, yet something was forgotten: a coroutine not awaited, a file not closed.",
+    ),
+    (
+        LostMessage,
+        "A message lies there, and nobody takes it: who should hasn't been woken, or doesn't look.",
+    ),
+    (
+        UnansweredRequest,
+        "A kernel owes an answer for each request that it takes, and its idle on iopub.",
+    ),
+    (
+        Starvation,
+        "What should have gone on in time had to wait, though others went on all the while.",
     ),
     (
         RealInput,
@@ -111,7 +134,7 @@ def headline(scene: Scene) -> list[str]:
     error = scene.failure
     message = str(error)
     if scene.waiting:  # who waits is said at the end
-        message = message.partition("\n")[0].removesuffix(", and these tasks wait:")
+        message = message.partition(AND_WAITING)[0]
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     lines = text.splitlines()
     if len(lines) > _MOST_MESSAGE:
@@ -397,6 +420,8 @@ def switch_words(scene: Scene, switch: Switch) -> str:
     before = f" before {delayed}" if delayed else ""
     instead = f" instead of {kept}" if kept else before
     on = scene.label(switch.turn)
+    if step.turn.startswith(FAULT_PREFIX):
+        return f"here a fault is injected{before}: {step.turn.removeprefix(FAULT_PREFIX)}"
     if not step.turn:
         went_on = f"here time passes{before}"
     elif on and on == kept:

@@ -62,6 +62,11 @@ class Strategy(ABC):
     def learn(self, simulation: Simulation) -> None:
         """Learn from the schedule that has just been run."""
 
+    @property
+    def faults(self) -> bool:
+        """Whether faults may come by chance in the schedule whose chooser was made last."""
+        return True
+
     def watching(self) -> AbstractContextManager[None]:
         """Entered by `explore` around all of its schedules."""
         return nullcontext()
@@ -91,6 +96,11 @@ class Default(Strategy):
             return None
         self._done = True
         return Replayer(Schedule())
+
+    @property
+    def faults(self) -> bool:
+        """None."""
+        return False
 
 
 class Replay(Strategy):
@@ -124,6 +134,11 @@ class Replay(Strategy):
             return None
         self._done = True
         return Replayer(self.schedule)
+
+    @property
+    def faults(self) -> bool:
+        """Those that are in the schedule, and no other."""
+        return False
 
 
 class Random(Strategy):
@@ -328,6 +343,11 @@ class Portfolio(Strategy):
                 return chooser
             self._left.popleft()
         return None
+
+    @property
+    def faults(self) -> bool:
+        """As that strategy says."""
+        return self._current is not self and self._current.faults
 
     @contextmanager
     def watching(self) -> Iterator[None]:
