@@ -158,7 +158,7 @@ def simulated_kernel() -> OpenKernel:
 
     ``async with simulated_kernel(MyKernel()) as kernel:``, see
     `trio_subshells.testing.simulated_kernel`. How many schedules is said by pytest's options, or by
-    ``@explore_schedules(500)``; otherwise it is 50.
+    ``@explore_schedules(500)``; otherwise it is 50. Async fixtures are made anew in each.
     """
     from trio_subshells.testing import simulated_kernel
 

@@ -429,7 +429,6 @@ runs = []
 
 async def test_simulated(simulated_kernel):
     runs.append(1)
-    await count_once(simulated_kernel)
 
 async def test_real(real_kernel, nursery):
     nursery.start_soon(trio.sleep_forever)
@@ -448,9 +447,8 @@ def test_how_often():
     result.stdout.fnmatch_lines(
         ["*::test_both[[]simulated[]] PASSED*", "*::test_both[[]real[]] PASSED*", "*ran 3*"]
     )
-    pytester.runpytest_inprocess(*ARGUMENTS, "-s", "-k", "not real").stdout.fnmatch_lines(
-        ["*ran 50*"]
-    )
+    by_default = pytester.runpytest_inprocess(*ARGUMENTS, "-s", "-k", "test_simulated or how_often")
+    by_default.stdout.fnmatch_lines(["*ran 50*"])
 
 
 def test_a_failure_with_a_simulated_kernel_is_told_and_replayed(suite: pytest.Pytester) -> None:
@@ -508,25 +506,94 @@ def test_how_often():
     result.stdout.fnmatch_lines(["*ran 7*"])
 
 
-def test_a_test_in_the_simulator_cant_have_what_belongs_to_one_loop(suite: pytest.Pytester) -> None:
+FIXTURES = """
+@pytest.fixture
+async def kernel(kernel_under_test):
+    log.append("begin")
+    async with kernel_under_test(Counting()) as kernel:
+        yield kernel
+    log.append("end")
+
+@pytest.fixture
+async def subshell(kernel):
+    return await kernel.create_subshell()
+
+@pytest.fixture
+def client(kernel, virtual_clock):
+    yield kernel.client
+
+log = []
+
+async def test_it(client, subshell, kernel, nursery):
+    ticks, ticked = trio.open_memory_channel(1)
+    nursery.start_soon(ticks.send, "tick")
+    nursery.start_soon(trio.sleep_forever)
+    assert await ticked.receive() == "tick"
+    assert await kernel.subshells() == [subshell]
+    assert (await client.execute("", subshell=subshell)).status == "ok"
+
+async def test_no_other(kernel):
+    assert await kernel.subshells() == []
+
+def test_how_often():
+    assert log == ["begin", "end"] * (len(log) // 2)
+    print(f"made {len(log) // 2}")
+"""
+
+
+def test_fixtures_are_made_anew_in_each_schedule(suite: pytest.Pytester) -> None:
+    text = FIXTURES.replace("kernel_under_test", "simulated_kernel")
+    suite.makepyfile(test_it=KERNEL + text)
+    result = run(suite, "-s", "--schedules", "4")
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines(["*made 8*"])
+
+
+def test_the_same_fixtures_are_real(suite: pytest.Pytester) -> None:
+    text = FIXTURES.replace("(kernel, virtual_clock)", "(kernel)")
+    suite.makepyfile(test_it=KERNEL + text)
+    result = suite.runpytest_subprocess(*ARGUMENTS, "-s", "--schedules", "4")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(["*made 10*"])
+
+
+def test_a_failure_with_fixtures_is_told_and_replayed(suite: pytest.Pytester) -> None:
     suite.makepyfile(
-        """
-        import pytest
+        test_it=KERNEL
+        + """
+@pytest.fixture
+async def kernel(simulated_kernel):
+    async with simulated_kernel(Counting()) as kernel:
+        yield kernel
 
-        async def test_nursery(simulated_kernel, nursery):
-            pass
-
-        async def test_clock(simulated_kernel, autojump_clock):
-            pass
-        """
+async def test_it(kernel):
+    subshell = await kernel.create_subshell()
+    cells = [kernel.client.execute_soon("", subshell=where) for where in (None, subshell)]
+    texts = set()
+    for cell in cells:
+        await cell.done()
+        texts.add(cell.text())
+    assert texts == {"1", "2"}
+"""
     )
     result = run(suite)
-    result.assert_outcomes(failed=2)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E *AssertionError: assert {'1'} == {'1', '2'}"])
+    text = result.stdout.str()
+    for inside in ("_plugin.py", "_fixtures.py", "contextlib.py"):
+        assert inside not in text
+    _, *arguments = replay_line(result)
+    again = run(suite, *arguments)
+    again.assert_outcomes(failed=1)
+    assert replay_line(again)[1:] == arguments
+
+
+def test_a_test_in_the_simulator_has_no_clock_but_that(suite: pytest.Pytester) -> None:
+    suite.makepyfile("async def test_clock(simulated_kernel, autojump_clock):\n    pass\n")
+    result = run(suite)
+    result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        [
-            "*RuntimeError: each schedule has a trio loop of its own*: * can't use nursery",
-            "*RuntimeError: each schedule has a virtual clock; * can't have *MockClock* too",
-        ]
+        ["*RuntimeError: each schedule has a virtual clock; * can't have *MockClock* too"]
     )
 
 
@@ -542,7 +609,7 @@ async def test_simulated(simulated_kernel):
     await count_twice(simulated_kernel)
 """
     )
-    result = suite.runpytest_subprocess(*ARGUMENTS, "-n", "2")
+    result = suite.runpytest_subprocess(*ARGUMENTS, "-n", "2", "--schedules", "20")
     result.assert_outcomes(passed=2, failed=1)
     _, *arguments = replay_line(result)
     run(suite, *arguments).assert_outcomes(failed=1)

@@ -25,10 +25,10 @@ from _pytest._code.code import (
     ReprFileLocation,
     ReprTracebackNative,
 )
-from pytest_trio.plugin import TrioFixture  # type: ignore[import-untyped]
 
 from ._errors import SimulationFailure
 from ._explore import ScheduleFailed, Settings, explore, settings
+from ._fixtures import made_fixtures
 from ._loops import VirtualClock
 from ._process import simulated_process
 from ._record import is_users_file
@@ -221,13 +221,6 @@ def run_explored(
         instruments: what trio is to tell of each run.
     """
     __tracebackhide__ = True
-    arguments = async_fn.keywords
-    of_a_loop = [name for name, value in arguments.items() if isinstance(value, TrioFixture)]
-    if of_a_loop:
-        raise RuntimeError(
-            "each schedule has a trio loop of its own, and a fixture of pytest-trio's belongs to "
-            f"one: this test can't use {', '.join(of_a_loop)}"
-        )
     if clock is not None and not isinstance(clock, VirtualClock):
         raise RuntimeError(f"each schedule has a virtual clock; this test can't have {clock!r} too")
 
@@ -237,11 +230,12 @@ def run_explored(
         assert simulation is not None
         for instrument in instruments:
             trio.lowlevel.add_instrument(instrument)
-        clocks = dict.fromkeys(
-            (name for name, value in arguments.items() if isinstance(value, VirtualClock)),
-            simulation.clock,
-        )
-        await function(**arguments | clocks)
+
+        def instead(value: Any) -> Any:
+            return simulation.clock if isinstance(value, VirtualClock) else value
+
+        async with made_fixtures(async_fn.keywords, instead) as arguments:
+            await function(**arguments)
 
     explore(body, schedules=KERNEL_SCHEDULES)
 
