@@ -5,10 +5,18 @@ from __future__ import annotations
 import string
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_subshells.testing import Deviation, InvalidSchedule, Schedule
+from trio_subshells.testing import (
+    Deviation,
+    InvalidSchedule,
+    Replay,
+    Schedule,
+    ScheduleFailed,
+    explore,
+)
 from trio_subshells.testing._schedules import Replayer
 from trio_subshells.testing._simulation import Simulation
 
@@ -97,3 +105,44 @@ def test_a_deviation_whose_turn_is_not_there_is_skipped() -> None:
     assert simulation.trace == default.trace
     assert simulation.deviations == []
     assert replayer.skipped == list(schedule.deviations[:2])
+
+
+# ------------------------------------------------------------------------------------- holds
+
+
+async def three() -> None:
+    """Three tasks, and nothing wrong but that the first one must not come last."""
+    order: list[str] = []
+
+    async def step(name: str) -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        order.append(name)
+
+    async with trio.open_nursery() as nursery:
+        for name in ("first", "second", "third"):
+            nursery.start_soon(step, name, name=name)
+    assert order[-1] != "first"
+
+
+def test_a_turn_that_is_held_waits_until_nothing_else_can_happen() -> None:
+    with pytest.raises(ScheduleFailed) as raised:
+        explore(three, strategy=Replay("1:0~main/first"))
+    assert str(raised.value.schedule) == "1:0~main/first"
+
+
+def test_a_turn_that_was_held_goes_on_when_it_is_chosen() -> None:
+    explore(three, strategy=Replay("1:0~main/first,4=main/first"))
+
+
+def test_holding_and_choosing_in_one_decision() -> None:
+    text = "1:0~main/first,0~main/second,0=main/third,3~main/third"
+    schedule = Schedule.parse(text)
+    assert str(schedule) == text
+    assert [each.holds for each in schedule.deviations] == [True, True, False, True]
+    with pytest.raises(InvalidSchedule, match="ascending"):
+        Schedule.parse("1:0=main/first,0~main/second")
+
+
+def test_a_turn_that_is_not_the_default_is_not_held() -> None:
+    explore(three, strategy=Replay("1:0~main/third"))

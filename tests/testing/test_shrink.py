@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Callable
 
 import outcome
+import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_subshells.testing import Deviation, Schedule
+from trio_subshells.testing import Deviation, Random, Schedule, ScheduleFailed, explore
 from trio_subshells.testing._schedules import Order, OrderFollower, OrderRecorder, Replayer
 from trio_subshells.testing._shrink import shrink
 from trio_subshells.testing._simulation import Simulation
@@ -123,3 +125,33 @@ def test_an_order_is_followed_as_far_as_possible() -> None:
 def test_what_fails_with_as_many_deviations_is_no_progress() -> None:
     schedule = made_of([1, 2])
     assert shrink(schedule, lambda _: made_of([5, 6])) == schedule
+
+
+def test_a_long_delay_is_one_deviation() -> None:
+    async def program() -> None:
+        steps = 0
+        late = False
+
+        async def chat() -> None:
+            nonlocal steps
+            for _ in range(30):
+                await trio.lowlevel.checkpoint()
+                steps += 1
+
+        async def come() -> None:
+            nonlocal late
+            await trio.lowlevel.checkpoint()
+            late = steps > 20
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(come, name="who comes")
+            for _ in range(6):
+                nursery.start_soon(chat)
+        assert not late
+
+    with pytest.raises(ScheduleFailed) as raised:
+        explore(program, schedules=2_000, strategy=Random())
+    assert len(raised.value.found) > 20
+    (deviation,) = raised.value.schedule.deviations
+    assert deviation.holds
+    assert deviation.choice.endswith("who comes")

@@ -28,7 +28,7 @@ from ._divergence import explain_divergence
 from ._errors import UncontrolledNondeterminism
 from ._report import Report, make_report
 from ._runs import Run, Runs
-from ._schedules import Order, OrderFollower, OrderRecorder, Replayer, Schedule
+from ._schedules import Delayer, Delays, Order, OrderFollower, OrderRecorder, Replayer, Schedule
 from ._shrink import shrink
 from ._simulation import Chooser
 from ._story import Finding
@@ -374,11 +374,13 @@ class _Explorer:
         """The shrunk schedule, and its run."""
         last = failed
 
-        def attempt(schedule: Schedule | Order) -> Schedule | None:
+        def attempt(schedule: Schedule | Order | Delays) -> Schedule | None:
             nonlocal last
             chooser: Chooser
             if isinstance(schedule, Schedule):
                 chooser = Replayer(schedule)
+            elif isinstance(schedule, Delays):
+                chooser = Delayer(schedule)
             else:
                 chooser = OrderFollower(schedule)
             run = self._runs.run(chooser)
@@ -392,7 +394,12 @@ class _Explorer:
             self._runs.run(Replayer(schedule), recorder)
             return Order(tuple(recorder.blocks), schedule.time)
 
-        shortest = shrink(found, attempt, order)
+        def defaults(*, time: bool) -> list[str]:
+            delayer = Delayer(Delays(frozenset(), time=time))
+            self._runs.run(delayer)
+            return delayer.defaults
+
+        shortest = shrink(found, attempt, order, defaults)
         if len(shortest) != len(last.simulation.deviations):
             attempt(shortest)
         return shortest, last

@@ -3,7 +3,8 @@
 A schedule is what a failure is reported by, shrunk by and replayed by. It is written as text that
 fits between single quotes in any shell, in one of two forms:
 
-- ``1:12=main/reader,40=time``: the decision's number and the name of the turn that was chosen.
+- ``1:12=main/reader,40=time``: the decision's number and the name of the turn that was chosen. With
+  ``12~main/writer``, that one was held: from there on it waits until nothing else can happen.
   ``1`` is the version of the form; ``1t:`` says that time was a candidate throughout, which is part
   of the schedule because such a run counts more decisions. Characters that would need care are
   written as in URLs.
@@ -75,17 +76,20 @@ class Schedule:
         except ValueError as error:
             raise InvalidSchedule(
                 f"{_shortened(text)!r} isn't a schedule: {error}; what belongs between the commas "
-                "is NUMBER=NAME"
+                "is NUMBER=NAME, or NUMBER~NAME"
             ) from None
-        numbers = [each.decision for each in deviations]
-        if any(later <= former for former, later in pairwise(numbers)):
+        both = pairwise(deviations)
+        if any(second.decision < first.decision + (not first.holds) for first, second in both):
             raise InvalidSchedule(
                 f"{_shortened(text)!r} isn't a schedule: its decisions aren't in ascending order"
             )
         return cls(deviations, head == "1t")
 
     def __str__(self) -> str:
-        parts = [f"{each.decision}={quote(each.choice, safe=_SAFE)}" for each in self.deviations]
+        parts = [
+            f"{each.decision}{'~' if each.holds else '='}{quote(each.choice, safe=_SAFE)}"
+            for each in self.deviations
+        ]
         text = f"{_VERSION}{'t' if self.time else ''}:{','.join(parts)}"
         bare = text.rstrip(" ")  # a name may end in spaces, and whoever copies a line loses them
         text = bare + "%20" * (len(text) - len(bare))
@@ -107,23 +111,71 @@ class Replayer:
     """
 
     def __init__(self, schedule: Schedule) -> None:
-        self._wanted = {each.decision: each for each in schedule.deviations}
+        self._wanted: dict[int, list[Deviation]] = {}
+        for each in schedule.deviations:
+            self._wanted.setdefault(each.decision, []).append(each)
         self.wants_time = schedule.time
         self.skipped: list[Deviation] = []
 
     def choose(self, simulation: Simulation, default: int) -> int:
         """The turn that the schedule names, or the default."""
-        wanted = self._wanted.get(simulation.decisions - 1)
-        if wanted is None:
-            return default
-        if wanted.choice == TIME_PASSES and simulation.may_pass_time:
+        for wanted in self._wanted.get(simulation.decisions - 1, ()):
+            turns = simulation.turns
+            if wanted.holds:
+                if turns[default].name == wanted.choice and len(turns) > 1:
+                    simulation.hold(turns[default])
+                    default = simulation.front(default)
+                    continue
+            elif wanted.choice == TIME_PASSES and simulation.may_pass_time:
+                return TIME
+            else:
+                for index, turn in enumerate(turns):
+                    if turn.name == wanted.choice:
+                        return index
+                if simulation.fault_named(wanted.choice):
+                    return FAULT
+            self.skipped.append(wanted)
+        return default
+
+
+@attrs.frozen
+class Delays:
+    """The default order, but for some decisions in which the turn that would be next is held.
+
+    Attributes:
+        decisions: in which the default is held.
+        times: in which time passes.
+        time: whether time is a candidate in each decision.
+    """
+
+    decisions: frozenset[int]
+    times: frozenset[int] = frozenset()
+    time: bool = False
+
+
+class Delayer:
+    """Makes the decisions of `Delays`.
+
+    Attributes:
+        defaults: the name of each decision's default turn.
+    """
+
+    def __init__(self, delays: Delays) -> None:
+        self._holds = delays.decisions
+        self._times = delays.times
+        self.wants_time = delays.time
+        self.defaults: list[str] = []
+
+    def choose(self, simulation: Simulation, default: int) -> int:
+        """The default, unless this is one of the decisions."""
+        turns = simulation.turns
+        self.defaults.append(turns[default].name)
+        decision = simulation.decisions - 1
+        if decision in self._times and simulation.may_pass_time:
             return TIME
-        for index, turn in enumerate(simulation.turns):
-            if turn.name == wanted.choice:
-                return index
-        if simulation.fault_named(wanted.choice):
-            return FAULT
-        self.skipped.append(wanted)
+        if decision in self._holds and len(turns) > 1:
+            simulation.hold(turns[default])
+            return simulation.front(default)
         return default
 
 
@@ -201,13 +253,13 @@ class OrderFollower(Recorder):
 
 
 def _deviation(text: str) -> Deviation:
-    number, equals, name = text.partition("=")
-    if not equals or not number.isascii() or not number.isdigit():
+    number, sign, name = text.partition("~" if "=" not in text else "=")
+    if not sign or not number.isascii() or not number.isdigit():
         raise ValueError(f"{_shortened(text)!r} doesn't name a decision and a turn")
     choice = unquote(name, errors="strict")
     if not choice:
         raise ValueError(f"decision {number} has no turn")
-    return Deviation(int(number), choice)
+    return Deviation(int(number), choice, holds=sign == "~")
 
 
 def _pack(text: str) -> str:

@@ -1,32 +1,41 @@
 """Shrinking: of a schedule that fails, the few deviations that it takes.
 
-Plain delta debugging. Deviations are taken away, many at once first, then single ones, as long as
-what is left fails in the same way. A deviation is tied to the number of its decision, and without
-one before it that number may be another: a few shifts are tried.
+Most of the deviations of a schedule that was found by chance are chance. So first another one is
+looked for that fails in the same way, and is the default order but for a turn or two that are held:
+each waits from some decision on, until nothing else can happen. That is one deviation for each,
+however long it waits (Emmi, Qadeer and Rakamarić, "Delay-bounded scheduling", 2011).
 
-Where every single deviation seems to be needed, though there are many, context switches are merged:
-a task that goes on later is made to go on at once, or to wait altogether until then (Jalbert and
-Sen, "A trace simplification technique for effective debugging of concurrent programs", 2010), and
-what comes of that is shrunk as before.
+If there is none, or in the end, plain delta debugging. Deviations are taken away, many at once
+first, then single ones, as long as what is left fails in the same way. A deviation is tied to the
+number of its decision, and without one before it that number may be another: a few shifts are
+tried.
+
+Where every single deviation seems to be needed, though there are many, a turn that is passed over
+again and again is held; and context switches are merged: a task that goes on later is made to go on
+at once, or to wait altogether until then (Jalbert and Sen, "A trace simplification technique for
+effective debugging of concurrent programs", 2010). What comes of that is shrunk as before.
 
 Each attempt is a run, so there is a bound on them.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import attrs
 
-from ._schedules import Order, Schedule
+from ._schedules import Delays, Order, Schedule
+from ._simulation import FAULT_PREFIX, TIME_PASSES, Deviation
 
 
 def shrink(
     schedule: Schedule,
-    attempt: Callable[[Schedule | Order], Schedule | None],
+    attempt: Callable[[Schedule | Order | Delays], Schedule | None],
     order: Callable[[Schedule], Order] | None = None,
+    defaults: Callable[..., list[str]] | None = None,
     *,
     runs: int = 3_000,
     seconds: float = 10,
@@ -36,18 +45,26 @@ def shrink(
     Args:
         schedule: the one that fails.
         attempt: runs a schedule; returns None if it doesn't fail in the same way, else the schedule
-            that was really run, without the deviations that were skipped. Runs an order as well.
+            that was really run, without the deviations that were skipped. Runs an order, and a
+            few delays, as well.
         order: tells the order in which things happen in a schedule.
+        defaults: tells which turn is the default in each decision of the default order.
         runs: how many attempts at most.
         seconds: how long at most, in seconds of processor time.
     """
     bounded = _Bounded(attempt, runs, time.process_time() + seconds)
-    best = _fewer_deviations(schedule, bounded)
-    while order is not None and len(best) > _FEW and not bounded.spent:
-        merged = _fewer_switches(best, order, bounded)
-        if merged is best:
+    best = schedule
+    if defaults is not None and len(schedule) > _MANY:
+        patience = _Bounded(bounded, runs, time.process_time() + seconds * 0.7)
+        best = _few_delays(schedule, defaults, patience) or schedule
+    best = _fewer_deviations(best, bounded)
+    while len(best) > _FEW and not bounded.spent:
+        shorter = _held(best, bounded)
+        if shorter is best and order is not None:
+            shorter = _fewer_switches(best, order, bounded)
+        if shorter is best:
             break
-        best = _fewer_deviations(merged, bounded)
+        best = _fewer_deviations(shorter, bounded)
     return best
 
 
@@ -67,6 +84,22 @@ def _fewer_deviations(best: Schedule, bounded: _Bounded) -> Schedule:
             size //= 2
         elif not shrunk:
             break
+    return best
+
+
+def _held(best: Schedule, bounded: _Bounded) -> Schedule:
+    """A schedule where one that is passed over again and again is held, and decided less of."""
+    for position, each in enumerate(best.deviations):
+        if not each.instead or each.holds:
+            continue
+        before, after = best.deviations[:position], best.deviations[position + 1 :]
+        hold = Deviation(each.decision, each.instead, holds=True)
+        others = [later for later in after if later.instead != each.instead]
+        for rest in ([], [each], others, [each, *others]):
+            shorter = best.only([*before, hold, *rest])
+            found = bounded(shorter) if len(shorter) < len(best) else None
+            if found is not None and len(found) < len(best):
+                return found
     return best
 
 
@@ -100,11 +133,57 @@ def _merged(
             yield blocks[:first] + middle + blocks[second + 1 :]
 
 
+def _few_delays(
+    schedule: Schedule, defaults: Callable[..., list[str]], bounded: _Bounded
+) -> Schedule | None:
+    """A schedule that fails and has next to no deviations; None if none was found.
+
+    It isn't a part of the one that is known, which has so many that most of them are chance; that
+    one says whom to hold first. Not for schedules with faults: those have to be kept.
+    """
+    if any(each.choice.startswith(FAULT_PREFIX) for each in schedule.deviations):
+        return None
+    passed = {each.instead for each in schedule.deviations}
+    time_passes = any(each.choice == TIME_PASSES for each in schedule.deviations)
+    chance = random.Random(0)
+    names = defaults(time=time_passes)
+    likely = [number for number, name in enumerate(names) if name in passed]
+    others = [number for number, name in enumerate(names) if name not in passed]
+
+    def tried() -> Iterator[Delays]:
+        yield Delays(frozenset(), time=time_passes)
+        for each in chance.sample(likely, len(likely)):
+            yield Delays(frozenset({each}), time=time_passes)
+        if time_passes:
+            for each in range(len(names)):
+                yield Delays(frozenset(), frozenset({each}), time=True)
+        for _ in range(len(likely)):
+            yield several()
+        for each in others:
+            yield Delays(frozenset({each}), time=time_passes)
+        while likely:
+            yield several()
+
+    def several() -> Delays:
+        holds = chance.choices(likely, k=chance.randint(1 if time_passes else 2, 3))
+        times = {chance.randrange(len(names))} if time_passes else set[int]()
+        return Delays(frozenset(holds), frozenset(times), time=time_passes)
+
+    for delays in tried():
+        found = bounded(delays)
+        if found is not None or bounded.spent:
+            return found
+    return None
+
+
 class _Bounded:
     """Attempts, until there were enough of them."""
 
     def __init__(
-        self, attempt: Callable[[Schedule | Order], Schedule | None], runs: int, end: float
+        self,
+        attempt: Callable[[Schedule | Order | Delays], Schedule | None],
+        runs: int,
+        end: float,
     ) -> None:
         self._attempt = attempt
         self._runs = runs
@@ -114,7 +193,7 @@ class _Bounded:
     def spent(self) -> bool:
         return not self._runs or time.process_time() > self._end
 
-    def __call__(self, schedule: Schedule | Order) -> Schedule | None:
+    def __call__(self, schedule: Schedule | Order | Delays) -> Schedule | None:
         if self.spent:
             return None
         self._runs -= 1
@@ -126,7 +205,7 @@ def _without(schedule: Schedule, position: int, size: int, attempt: _Bounded) ->
     before = schedule.deviations[:position]
     after = schedule.deviations[position + size :]
     # Without one deviation, those after it may have to come a decision or two sooner or later.
-    shifts = _SHIFTS if size == 1 and after else (0,)
+    shifts = _SHIFTS if size == 1 and after and len(schedule) <= _MANY else (0,)
     for shift in shifts:
         shifted = [attrs.evolve(each, decision=each.decision + shift) for each in after]
         if before and shifted and shifted[0].decision <= before[-1].decision:
@@ -141,5 +220,8 @@ def _without(schedule: Schedule, position: int, size: int, attempt: _Bounded) ->
 
 _FEW: Final = 2
 """Deviations that nobody needs fewer of."""
+
+_MANY: Final = 20
+"""Deviations: a schedule with more isn't looked at closely, but for another one with a few."""
 
 _SHIFTS: Final = (0, -1, 1, -2, 2, -3, 3)

@@ -9,7 +9,8 @@ What can happen is kept in one list, oldest first. Where several things have bec
 same step, in an order that depends on addresses of objects (trio keeps sets), they are put in the
 order in which their tasks were spawned. So a schedule depends on the decisions and on nothing else.
 
-The default decision is to go on with the task that ran last, else with what has waited longest.
+The default decision is to go on with the task that ran last, else with what has waited longest. A
+turn may be held: then it is the default only where nothing else can happen, until it is chosen.
 A schedule is written down as its deviations from that (`_schedules`).
 
 A fault that chance brings (`_faults`) is such a deviation, too: at each decision one could be
@@ -73,9 +74,10 @@ class Turn:
         name: unique in a run, and the same in each run of the same schedule.
         order: when it was first seen, counted.
         since: the decision from which on it could have happened.
+        behind: whether it waits until nothing else can happen, see `Simulation.hold`.
     """
 
-    __slots__ = ("happen", "name", "order", "priority", "since", "task", "thread")
+    __slots__ = ("behind", "happen", "name", "order", "priority", "since", "task", "thread")
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class Turn:
         self.happen = happen
         self.since = 0
         self.priority = 0.0
+        self.behind = False
 
     def __repr__(self) -> str:
         return f"<Turn {self.name}>"
@@ -139,10 +142,14 @@ class Deviation:
     Attributes:
         decision: which one, counted from 0.
         choice: the name of the turn that was chosen.
+        holds: not chosen, but held from then on: it waits until nothing else can happen.
+        instead: the name of the turn that was the default.
     """
 
     decision: int
     choice: str
+    holds: bool = False
+    instead: str = attrs.field(default="", eq=False)
 
 
 class SimulatedThread:
@@ -203,7 +210,7 @@ class Simulation:
         self.clock = VirtualClock()
         self.turns: list[Turn] = []
         self.decisions = 0
-        self._deviated: list[tuple[int, str]] = []
+        self._deviated: list[tuple[int, str, bool, str]] = []
         self.trace: list[int] = []
         self.threads: list[SimulatedThread] = []
         self.failure: BaseException | None = None
@@ -229,6 +236,7 @@ class Simulation:
         """Called when nothing can happen until time passes; what one raises is the failure."""
         self.recorder = recorder
         self.instead: Turn | None = None
+        self._holds = False  # whether there was ever a turn that is held
         self._fresh: list[trio.lowlevel.Task] = [] if recorder is None else recorder.fresh()
         self._known: dict[trio.lowlevel.Task, Turn] = {}
         self._thread_of: dict[object, SimulatedThread] = {}
@@ -386,7 +394,7 @@ class Simulation:
     @property
     def deviations(self) -> list[Deviation]:
         """The schedule: the decisions that weren't the default."""
-        return [Deviation(decision, choice) for decision, choice in self._deviated]
+        return [Deviation(*each) for each in self._deviated]
 
     def _decide(self, preferred: Turn | None = None) -> Turn | None:
         """The next thing to happen; None if all is over.
@@ -449,25 +457,32 @@ class Simulation:
                 return 0
         decision = self.decisions
         self.decisions = decision + 1
+        if self._holds:
+            default = self.front(default)
+        by_default = turns[default]
         if self.may_fault and self._draw_fault():
             index = FAULT
         elif self.fairness is not None and decision - turns[0].since > self.fairness:
             index = 0
         else:
             index = self._chooser.choose(self, default)
+        if by_default.behind:
+            default = self.front(default)
         if index != default:
+            self.instead = by_default
             if index == TIME:
-                self._deviated.append((decision, TIME_PASSES))
-                self.instead = turns[default]
+                self._deviated.append((decision, TIME_PASSES, False, by_default.name))
                 self._pass_time()
             elif index == FAULT:
                 assert self.fault is not None
-                self._deviated.append((decision, self.fault.name))
-                self.instead = turns[default]
+                self._deviated.append((decision, self.fault.name, False, by_default.name))
                 self._inject(self.fault)
             else:
-                self._deviated.append((decision, turns[index].name))
-                self.instead = turns[default]
+                turn = turns[index]
+                turn.behind = False
+                self._deviated.append((decision, turn.name, False, by_default.name))
+        elif turns[default] is not by_default:
+            self.instead = by_default
         return index
 
     def _draw_fault(self) -> bool:
@@ -493,6 +508,22 @@ class Simulation:
         turn, self._turn = self._turn, None
         fault.happen()
         self._turn = turn
+
+    def hold(self, turn: Turn) -> None:
+        """Let a turn wait from this decision on, until nothing else can happen or it is chosen.
+
+        For choosers, about the turn that is the default.
+        """
+        turn.behind = self._holds = True
+        self._deviated.append((self.decisions - 1, turn.name, True, turn.name))
+
+    def front(self, default: int) -> int:
+        """The default, or the first turn that isn't held if that one is."""
+        if self.turns[default].behind:
+            for index, turn in enumerate(self.turns):
+                if not turn.behind:
+                    return index
+        return default
 
     def _take_fresh(self, last: Turn | None, default: int) -> int:
         """Put into the list what has become possible; return which is the default."""
