@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import outcome
 import pytest
 import trio
 
+import trio_subshells as ts
 from trio_subshells import actors
+from trio_subshells.testing import simulated_kernel
 from trio_subshells.testing._record import (
     Place,
     Recorder,
@@ -23,8 +26,11 @@ from trio_subshells.testing._record import (
     Taken,
     Woke,
     brief,
+    is_delivery,
     shorten,
 )
+from trio_subshells.testing._runs import Runs
+from trio_subshells.testing._schedules import Replayer, Schedule
 from trio_subshells.testing._simulation import TIME, Simulation
 
 
@@ -350,3 +356,51 @@ def test_texts_are_short_and_on_one_line() -> None:
     assert len(long) == 20
     assert "…" in long
     assert shorten("short", 20) == "short"
+
+
+class SleepingKernel(ts.Kernel):
+    implementation = "sleeping"
+    language_info = ts.LanguageInfo(name="sleep")
+
+    async def execute(self, cell: ts.Cell) -> None:
+        cell.stdout("good night")
+        time.sleep(10)
+
+
+async def asleep() -> None:
+    async with simulated_kernel(SleepingKernel()) as kernel:
+        assert (await kernel.client.execute("x")).status == "ok"
+
+
+def test_what_arrives_is_not_done_by_who_is_blocked_meanwhile() -> None:
+    runs = Runs(asleep, max_steps=10_000, fairness=None, lag=1.0, checks=())
+    with runs, Recorder() as recorder:
+        assert runs.run(Replayer(Schedule()), recorder).failure is None
+    arrivals = [step for step in recorder.steps if is_delivery(step.own)]
+    assert any(step.own.startswith("kernel > iopub") for step in arrivals)
+    assert all(row.place is None for step in arrivals for row in step.rows)
+    (slept,) = {
+        row.place
+        for row in rows(recorder, "kernel/main shell")
+        if row.place is not None and "time.sleep" in row.place.code
+    }
+    assert slept.function == "SleepingKernel.execute"
+
+
+def test_a_kernels_requests_are_messages_and_its_tasks_are_its_actors() -> None:
+    runs = Runs(asleep, max_steps=10_000, fairness=None, lag=1.0, checks=())
+    with runs, Recorder() as recorder:
+        runs.run(Replayer(Schedule()), recorder)
+    assert [(each.kind, each.text, each.sender, each.receiver) for each in recorder.messages] == [
+        ("request", "execute_request 'x'", "main", "kernel/main shell"),
+        ("reply", "ok", "kernel/main shell", "main"),
+    ]
+    assert all(each.taken is not None for each in recorder.messages)
+    woken = {
+        effect.turn
+        for step in recorder.steps
+        for row in step.rows
+        for effect in row.effects
+        if isinstance(effect, Woke)
+    }
+    assert not woken & {"kernel/io/shell", "kernel/io/control"}

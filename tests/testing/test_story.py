@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from trio_subshells.testing import (
     Deadlock,
@@ -136,3 +137,21 @@ def test_virtual_seconds_are_short() -> None:
         "3600 s",
         "1e+09 s",
     ]
+
+
+async def rude() -> None:
+    """What can't be cancelled must say so, and not raise."""
+
+    def abort(_: object) -> trio.lowlevel.Abort:
+        raise ValueError("not me")
+
+    with trio.move_on_after(1):
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+
+def test_an_internal_error_of_trios_is_explained() -> None:
+    lines = report_of(rude).text.splitlines()
+    assert lines[0].startswith("TrioInternalError")
+    assert "a rule of trio's lowest level" in lines[1]
+    assert lines[2] == '  ValueError in abort: raise ValueError("not me")'
+    assert not any("kill_everything" in line for line in lines)

@@ -193,6 +193,7 @@ class Step:
         ended: whether the task has ended.
         instead: the name of the turn that would have been next, if this decision made the
             difference; empty if that was one of trio's own tasks.
+        instead_of: the name of that turn's thread.
         choices: how many things could have happened.
         inside: a step of one of trio's own tasks, which no reader cares about.
         hidden: what takes place inside of a kernel, or between it and its clients, and has no
@@ -212,6 +213,7 @@ class Step:
     waits: Place | None = None
     ended: bool = False
     instead: str | None = None
+    instead_of: str = ""
     choices: int = 1
     inside: bool = False
     hidden: bool = False
@@ -295,6 +297,7 @@ class Recorder(_simulation.Recorder):
             own=turn.name,
             thread=thread,
             instead=_name(instead),
+            instead_of=_thread_of(instead),
             choices=len(simulation.turns) + 1,
             inside=_is_inside(turn),
             happening=turn.happen is not None,
@@ -458,7 +461,9 @@ class Recorder(_simulation.Recorder):
 
     def _row(self, depth: int = 2) -> Row:
         """The row for what the code that runs does now."""
-        place = self._calling_place(sys._getframe(depth))
+        place = None
+        if not self._step.happening:  # else whoever is blocked meanwhile is on the stack
+            place = self._calling_place(sys._getframe(depth))
         rows = self._step.rows
         if rows and (place is None or _same_line(rows[-1].place, place)):
             return rows[-1]
@@ -861,6 +866,10 @@ class _Fresh(list[trio.lowlevel.Task]):
 def _name(turn: Turn | None) -> str | None:
     """What to say of it; nothing of trio's own tasks."""
     return None if turn is None else "" if _is_inside(turn) else turn.name
+
+
+def _thread_of(turn: Turn | None) -> str:
+    return turn.thread.name if turn is not None and turn.thread is not None else ""
 
 
 def _is_inside(turn: Turn) -> bool:

@@ -37,6 +37,7 @@ from ._record import (
     known_ids,
     shorten,
 )
+from ._simulation import FAULT_PREFIX
 
 INSIDE: Final = "goes on, inside of the kernel"
 """How the words for a task end that is part of how a kernel works."""
@@ -269,10 +270,13 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
         if _is_told(step) and step.instead != waits:
             assert step.instead is not None
             about = _next_row(steps, step.number + 1, step.instead, home)
-            kept, delayed = _kept(recorder, step.instead, about)
+            kept, delayed = _kept(recorder, step, about)
             begun = step.instead in came or step.instead in recorder.hidden
             place = came.get(step.instead)
             switch = Switch(step, kept, about, place, begun, delayed=delayed)
+            if held is not None and step.turn.startswith(FAULT_PREFIX):
+                yield held
+                held = None
             held = switch if held is None else _merge(held, switch)
             waits = step.instead
         items = list[Item]()
@@ -305,6 +309,7 @@ def _without_inner(items: Sequence[Item]) -> list[Item]:
         item
         for item in items
         if isinstance(item, Switch)
+        and not item.step.turn.startswith(FAULT_PREFIX)
         and (item.delayed.endswith(INSIDE) or item.on == item.kept != "")
     ]
     if not any(isinstance(item, Switch) and item not in inner for item in items):
@@ -339,8 +344,11 @@ def _is_same(one: Line, other: Line) -> bool:
     )
 
 
-def _kept(recorder: Recorder, instead: str, about: Row | None) -> tuple[str, str]:
+def _kept(recorder: Recorder, step: Step, about: Row | None) -> tuple[str, str]:
     """What had to wait: a turn that can be told of, or words."""
+    instead = step.instead or ""
+    if not instead and step.inside and step.instead_of not in {"", step.thread}:
+        return "", f"thread {_last_part(step.instead_of)} does"
     if delivery := is_delivery(instead):
         sender, where = delivery.groups()
         sender = _last_part(recorder.owner(sender))
@@ -354,7 +362,8 @@ def _kept(recorder: Recorder, instead: str, about: Row | None) -> tuple[str, str
 
 def _merge(first: Switch, second: Switch) -> Switch:
     """Of two decisions with nothing to tell in between, the one that says more."""
-    better = second if second.kept and not first.kept else first
+    is_fault = first.step.turn.startswith(FAULT_PREFIX)
+    better = second if second.kept and not (first.kept or is_fault) else first
     return attrs.evolve(better, count=first.count + 1)
 
 

@@ -558,7 +558,9 @@ class Simulation:
         elif "/" in task.name:
             name = task.name  # an actor's path
         elif parent.name.endswith("<init>"):
-            name = thread.name if task.name.endswith(_ROOT) else f"{thread.name}{_short(task.name)}"
+            short = _short(task.name)
+            short = short if short.startswith("<") else f"<{short}>"
+            name = thread.name if task.name.endswith(_ROOT) else f"{thread.name}{short}"
         else:
             name = f"{parent.name}/{_short(task.name)}"
         number = self._names[name] = self._names.get(name, 0) + 1

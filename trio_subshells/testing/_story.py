@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import textwrap
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import attrs
+import trio
 
 from ._errors import (
     AND_WAITING,
@@ -41,7 +43,18 @@ from ._record import (
     known_ids,
     shorten,
 )
-from ._scenes import Gap, Item, Line, Passing, Scene, Switch, Waiting, compose
+from ._scenes import (
+    INSIDE,
+    Gap,
+    Item,
+    Line,
+    Passing,
+    Scene,
+    Switch,
+    Waiting,
+    compose,
+    leaves,
+)
 from ._simulation import FAULT_PREFIX
 
 WIDTH: Final = 110
@@ -78,6 +91,10 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (
         RealInput,
         "The test wants real input or output, which no schedule can decide on: use a stand-in.",
+    ),
+    (
+        trio.TrioInternalError,
+        "Somebody has broken a rule of trio's lowest level: has woken a task twice, for example.",
     ),
     (
         ProtocolViolation,
@@ -154,6 +171,11 @@ def _what(scene: Scene) -> Iterator[str]:
         yield where + shorten(scene.place.code, max(20, WIDTH - len(where)))
     if meaning := meaning_of(scene.failure):
         yield f"  {meaning}"
+    if isinstance(scene.failure, trio.TrioInternalError) and scene.failure.__cause__ is not None:
+        cause = next(leaves(scene.failure.__cause__))
+        frames = traceback.extract_tb(cause.__traceback__)
+        where = f" in {frames[-1].name}: {frames[-1].line}" if frames else ""
+        yield shorten(f"  {type(cause).__name__}{where}", WIDTH)
     if scene.others:
         yield f"  and {scene.others} more exception{'s' * (scene.others > 1)}"
 
@@ -421,13 +443,14 @@ def switch_words(scene: Scene, switch: Switch) -> str:
     instead = f" instead of {kept}" if kept else before
     on = scene.label(switch.turn)
     if step.turn.startswith(FAULT_PREFIX):
-        return f"here a fault is injected{before}: {step.turn.removeprefix(FAULT_PREFIX)}"
+        fault = step.turn.removeprefix(FAULT_PREFIX)
+        return f"here a fault is injected{before if kept else ''}: {fault}"
     if not step.turn:
         went_on = f"here time passes{before}"
     elif on and on == kept:
         return f"here something else comes first, inside of the kernel, and {kept} goes on later"
-    elif not on:
-        went_on = f"here something happens inside of the kernel{before}"
+    elif not on or switch.delayed.endswith(INSIDE):
+        return "here the order of things inside of the kernel is not the usual one"
     elif step.inside and not step.hidden:
         thread = thread_words(scene, step.thread)
         went_on = f"here {thread} does what other threads have asked of it{before}"
