@@ -237,7 +237,7 @@ async def test_a_request_that_arrives_while_a_reply_is_sent_is_not_stranded(
 
 async def test_the_provocation_is_real(context: Context, monkeypatch) -> None:
     """Without the look after each operation, the request above is stranded. (ipykernel 1529)"""
-    monkeypatch.setattr(Socket, "_look", lambda socket: None)
+    monkeypatch.setattr(Socket, "_look", lambda socket: 0)
     async with trio.open_nursery() as nursery:
         received = await strand_a_request(context, nursery)
         await trio.testing.wait_all_tasks_blocked()
@@ -288,6 +288,55 @@ async def test_room_that_is_made_while_a_message_is_received_is_not_missed(
             assert len(drain(right)) == count
             swallow_edge(left, receive)
         assert await right.receive() == [b"waited"]
+
+
+async def test_room_that_is_made_in_the_moment_of_a_failing_send_is_not_missed(
+    context: Context,
+) -> None:
+    """libzmq doesn't look then, if it has in the last millisecond; but we do, for the receiver."""
+    left, right = pair(context, sndhwm=1, rcvhwm=1)
+    send_frame = left._send_frame
+    tries = itertools.count(1)
+    received: list[list[bytes]] = []
+
+    def make_room(frame: bytes, flags: int) -> None:
+        if next(tries) == 2:
+            received.extend(drain(right))
+        send_frame(frame, flags)
+
+    with left, right, trio.fail_after(HANG):
+        count = fill(left)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            left._send_frame = make_room
+            await left.send([b"waited"])
+            assert len(received) == count
+            assert await right.receive() == [b"waited"]
+            await right.send([b"for the receiver"])
+
+
+async def test_a_message_that_comes_in_the_moment_of_a_look_is_not_missed(
+    context: Context, monkeypatch
+) -> None:
+    """The look for a sender that waits swallows the edge of the receiver that looks."""
+    left, right = pair(context, sndhwm=1, rcvhwm=1)
+    events = left._events
+
+    def send_first() -> int:
+        with contextlib.suppress(trio.WouldBlock):
+            right.send_nowait([b"message"])
+        return events()
+
+    with left, right, trio.fail_after(HANG):
+        count = fill(left)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.send, [b"waited"])
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr(left, "_events", send_first)
+            assert await left.receive() == [b"message"]
+            assert len(drain(right)) == count
+            assert await right.receive() == [b"waited"]
 
 
 async def test_whoever_holds_the_descriptor_hands_it_over_when_cancelled(context: Context) -> None:

@@ -9,6 +9,9 @@ The theory, which the code below leans on:
   and a receive the one that announced room.
 - Hence the first rule: whoever has operated on the socket looks whether somebody else waits on it,
   and if ``ZMQ_EVENTS`` has what that task waits for, wakes it. That is `Socket._look`.
+- That look is itself an operation, and may swallow the edge that whoever looks is about to wait
+  for. Hence the second rule: if a try has failed, and the look after it finds that it could be done
+  now, it is tried again.
 - A receive that fails with ``EAGAIN`` leaves no command unprocessed, so waiting for the descriptor
   right afterwards misses nothing. A failing *send* may leave some (libzmq looks at its mailbox once
   in a millisecond then), but in that case the descriptor is still readable: we only look again too
@@ -16,12 +19,14 @@ The theory, which the code below leans on:
   processes everything.
 - trio lets one task wait for a descriptor. There can be two of us, one per direction: a receiver
   (a second one is refused) and the sender at the head of the queue. The first to come holds the
-  descriptor, the other is parked; when the descriptor wakes the holder, or the holder is done, for
-  whatever reason, it wakes the parked one, which looks again and then takes the descriptor over if
-  it is free. Hence the second rule: nobody is parked while nobody holds the descriptor.
-- A holder that `Socket._look` has woken, and that finds it was in vain, goes back to sleep without
-  waking the parked one: it would look, and wake the holder, and so on for ever. For ``POLLOUT`` of
-  a ROUTER is no news: it is set as long as any peer has room, not the one that the message is for.
+  descriptor, the other is parked. A holder that is woken tries, and looks for the parked one by the
+  first rule; when it is done, for whatever reason, it wakes the parked one, which tries again and
+  then takes the descriptor over. Hence the third rule: nobody sleeps, parked, while nobody holds
+  the descriptor.
+- A receiver is woken for a message only. For if it were woken because there may be room, it would
+  look, and wake the sender, which would look, and so on for ever: ``POLLOUT`` of a ROUTER is set as
+  long as any peer has room, not the one that the message is for. So a sender of a ROUTER can't obey
+  the second rule either. While somebody else waits on it, too, it tries again now and then instead.
 - A holder is woken from inside the loop by `trio.lowlevel.notify_closing`. It costs nothing on the
   hot path; a cancel scope around each wait, the alternative, would be paid for by every message.
 """
@@ -51,6 +56,8 @@ _RECEIVE = int(zmq.POLLIN)
 _SEND = int(zmq.POLLOUT)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _LAST = int(zmq.NOBLOCK)
+
+_NOW_AND_THEN = 0.02  # seconds
 
 
 @attrs.frozen
@@ -107,7 +114,8 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         self._receiving = False
         self._sending = trio.StrictFIFOLock()
         self._holder: int | None = None  # _RECEIVE or _SEND
-        self._parked = trio.lowlevel.ParkingLot()
+        self._parked = trio.lowlevel.ParkingLot()  # of the other one
+        self._parked_for = 0
 
     def __repr__(self) -> str:
         return f"<Socket {self.name} ({self._kind.name}){' closed' if self._closed else ''}>"
@@ -220,13 +228,26 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         async with self._sending:
             try:
                 while not self._try_send(frames):
-                    await self._wait(_SEND)
+                    if self._receiving and self._kind is zmq.SocketType.ROUTER:
+                        with trio.move_on_after(_NOW_AND_THEN):
+                            await self._wait(_SEND)
+                    else:
+                        await self._wait(_SEND)
             finally:
                 self._hand_over()
 
     def _try_send(self, frames: Sequence[bytes]) -> bool:
         """Send all of a message and return True, or nothing and return False."""
         self._check_open()
+        while True:
+            try:
+                sent = self._send_now(frames)
+            finally:
+                events = self._look()
+            if sent or not events & _SEND or self._kind is zmq.SocketType.ROUTER:
+                return sent
+
+    def _send_now(self, frames: Sequence[bytes]) -> bool:
         last = len(frames) - 1
         left = iter(tuple(frames))
         flags = [_MORE] * last + [_LAST]
@@ -248,8 +269,6 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         else:
             self._sent += 1
             return True
-        finally:
-            self._look()
 
     # -- receiving ------------------------------------------------------------------------------
 
@@ -286,24 +305,32 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
             self._hand_over()
 
     def _try_receive(self) -> list[bytes] | None:
+        """Receive a message; None: there is none."""
         self._check_open()
+        while True:
+            try:
+                frames = self._receive_now()
+            finally:
+                events = self._look()
+            if frames is not None or not events & _RECEIVE:
+                return frames
+
+    def _receive_now(self) -> list[bytes] | None:
         try:
             frames = self._zmq.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return None
         except zmq.ContextTerminated:
             raise self._broken() from None
-        else:
-            self._received += 1
-            return frames
-        finally:
-            self._look()
+        self._received += 1
+        return frames
 
     # -- waiting --------------------------------------------------------------------------------
 
     async def _wait(self, direction: int) -> None:
         """Sleep until it makes sense to try `direction` again, straight after a try that failed."""
         if self._holder is not None:
+            self._parked_for = direction
             await self._parked.park()
             return
         self._holder = direction
@@ -313,7 +340,6 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
             return  # notify_closing: by _look(), or by close(), which the next try will find out
         finally:
             self._holder = None
-        self._parked.unpark_all()  # the edge may have been for the other one
         if direction == _SEND and not self._closed:
             self._events()  # see above: a failing send alone might leave the descriptor readable
 
@@ -322,15 +348,19 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         if self._holder is None:
             self._parked.unpark_all()
 
-    def _look(self) -> None:
-        """Wake the task whose edge the operation just done may have swallowed."""
-        if self._holder is None:
-            return
+    def _look(self) -> int:
+        """Wake the tasks whose edge the operation just done may have swallowed.
+
+        Returns what can be done now; 0 if nobody waits, for then nothing was swallowed.
+        """
+        if self._holder is None and not self._parked:
+            return 0
         events = self._events()
-        if events & self._holder:
+        if self._holder is not None and events & self._holder:
             trio.lowlevel.notify_closing(self._descriptor)
-        if self._parked and events & (_RECEIVE | _SEND) & ~self._holder:
+        if self._parked and events & self._parked_for:
             self._parked.unpark_all()
+        return events
 
     def _events(self) -> int:
         """Process everything in the socket's mailbox; what can be done now."""
