@@ -7,8 +7,8 @@ Two steps of different tasks commute if they touch nothing in common. What is kn
 - a loop's queue of calls from other threads.
 
 A step of a task that isn't an actor's may touch anything, and commutes with none. So does one that
-starts, ends or cancels an actor, or looks at its state. Actors are taken at their word: what they
-share beside messages isn't seen.
+starts, ends or cancels an actor, or looks at its state; and one that uses a simulated ZMQ socket.
+Actors are taken at their word: what they share beside messages isn't seen.
 
 Things are named by who made them, and as which of his things, so that a name means the same thing
 in each run. Methods are replaced as long as `footprints` is entered, which slows them down; else
@@ -34,6 +34,9 @@ from ..actors._promise import Promise
 from ..actors._queue import Queue
 from ..actors._supervision import Node, Supervisor
 from ..actors._transport import TrioBell
+from ..sockets import InprocBell
+from ._descriptors import Descriptor
+from ._libzmq import Socket
 from ._simulation import Recorder, Simulation, Turn
 
 Footprint = frozenset[str] | None
@@ -312,6 +315,9 @@ _REPLACED: Final[
     (trio.CapacityLimiter, _touching_anything, "acquire_on_behalf_of_nowait release_on_behalf_of"),
     (trio.CancelScope, _touching_anything, "cancel"),
     (trio.lowlevel.TrioToken, _calling, "run_sync_soon"),
+    (Socket, _touching_anything, "_about_to post"),
+    (Descriptor, _touching_anything, "wait_readable notify_closing"),
+    (InprocBell, _touching_anything, "ring _take close"),
 )
 
 

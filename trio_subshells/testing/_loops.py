@@ -13,7 +13,7 @@ for each:
   for that, and no task can tell the difference: trio promises nothing about whose turn is next.
 - ``Runner.deadlines`` and ``Runner.waiting_for_idle`` say what else the loop waits for. What wakes
   it from outside, ``Runner.entry_queue``, and what looks at descriptors, ``Runner.io_manager``, are
-  given to it: a simulated thread has no descriptors.
+  given to it: a simulated thread has no descriptors but simulated ones.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import math
 import sys
 import warnings
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
-from types import CoroutineType
-from typing import Any, Final, NoReturn
+from types import CoroutineType, MappingProxyType
+from typing import Any, Final, NoReturn, Protocol
 
 import outcome
 import trio
@@ -189,8 +189,35 @@ async def _raise(error: BaseException) -> NoReturn:
     raise error
 
 
-class _NoIO:
-    """Stands in for what looks at descriptors: nobody does."""
+class Descriptor(Protocol):
+    """A simulated file descriptor: see `_descriptors`."""
+
+    async def wait_readable(self) -> None:
+        """Wait until there is something to read."""
+
+    def notify_closing(self) -> None:
+        """Wake who waits, with `trio.ClosedResourceError`."""
+
+
+class _IO:
+    """Stands in for what looks at descriptors: it knows the simulated ones only.
+
+    Args:
+        descriptors: those there are.
+    """
+
+    def __init__(self, descriptors: Mapping[int, Descriptor]) -> None:
+        self._descriptors = descriptors
+
+    async def wait_readable(self, fd: object) -> None:
+        await self._find("wait_readable", fd).wait_readable()
+
+    def notify_closing(self, fd: object) -> None:
+        self._find("notify_closing", fd).notify_closing()
+
+    def _find(self, name: str, fd: object) -> Descriptor:
+        found = self._descriptors.get(fd) if isinstance(fd, int) else None
+        return found or self.__getattr__(name)
 
     process_events = staticmethod(bool)  # there are none: this does nothing, and takes no time
 
@@ -214,6 +241,7 @@ class Loop:
         body: what the loop runs, to its end.
         clock: what tells the time.
         woken: called with each task that becomes runnable, in whichever loop's step that happens.
+        descriptors: the simulated descriptors that its tasks may wait for.
     """
 
     def __init__(
@@ -221,13 +249,14 @@ class Loop:
         body: Callable[[], Awaitable[object]],
         clock: VirtualClock,
         woken: Callable[[trio.lowlevel.Task], object],
+        descriptors: Mapping[int, Descriptor] = MappingProxyType({}),
     ) -> None:
         outside = sys.get_asyncgen_hooks()
         self._calls = _Calls(woken)
         self.runner = trio_run.Runner(
             clock=clock,
             instruments=_Instruments(),  # type: ignore[arg-type]
-            io_manager=_NoIO(),  # type: ignore[arg-type]
+            io_manager=_IO(descriptors),  # type: ignore[arg-type]
             ki_manager=KIManager(),  # not installed: Ctrl-C isn't part of the simulation
             strict_exception_groups=True,
             system_context=contextvars.copy_context(),

@@ -8,6 +8,7 @@ Within `simulated_process`, in the OS thread that simulates and nowhere else:
 - a `threading.Event` made here blocks the simulated thread that waits for it;
 - `uuid.uuid4` gives what is unique in one run, and the same in each run of a schedule;
 - an actor's message to another, and its answer, may be delayed: other threads go on before it;
+- `trio_subshells.sockets` opens simulated sockets (`_zmq`);
 - `trio.to_thread.run_sync` calls the function in a step of its own. It can't wait for anything.
 
 Everything else of the process is real.
@@ -32,6 +33,7 @@ import trio
 from ..actors import _hosts, _promise
 from ..actors._queue import Queue
 from ..actors._transport import Bell
+from . import _zmq
 from ._simulation import SimulatedThread, Simulation, Turn
 
 _real_ident: Final = threading.get_ident
@@ -90,11 +92,13 @@ def _start_thread(child: _hosts.ChildThread, name: str) -> Callable[[], None]:
         return _real_start(child, name)
     if simulation.faults is not None:
         simulation.faults.starts_thread(name)
-    stack = ExitStack()
+
+    async def body() -> None:
+        with child.attach():
+            await child.root()
 
     def ended(result: outcome.Outcome[object]) -> None:
         def joinable() -> None:
-            stack.close()
             child.end(result if isinstance(result, outcome.Error) else outcome.Value(None))
 
         # Some time passes between a loop's end and that of its thread.
@@ -106,8 +110,7 @@ def _start_thread(child: _hosts.ChildThread, name: str) -> Callable[[], None]:
             simulation.add(ends)
 
     def start() -> None:
-        stack.enter_context(child.attach())
-        simulation.start_thread(name, child.root, ended)
+        simulation.start_thread(name, body, ended)
 
     contextvars.copy_context().run(start)
     return _joined
@@ -224,6 +227,7 @@ _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (Queue, "attach", _attach),
     (Queue, "put_nowait", _pausing(Queue.put_nowait)),
     (Queue, "put", _pausing(Queue.put)),
+    *_zmq.REPLACED,
 )
 
 

@@ -21,6 +21,7 @@ Each thread has a greenlet, so that synchronous code can block its thread while 
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -38,7 +39,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from ..actors._queue import Queue
 from ..actors._transport import TrioBell
 from ._errors import Deadlock, LostMessage, NoProgress, Starvation, Unjoined
-from ._loops import Loop, VirtualClock, restore_place, save_place
+from ._loops import Descriptor, Loop, VirtualClock, restore_place, save_place
 
 if TYPE_CHECKING:
     from ._faults import Faults
@@ -252,6 +253,10 @@ class Simulation:
         self.os_thread = 0
         self.kept: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
         """How to read and to write what belongs to an OS thread, and has to be kept for each."""
+        self.descriptors: dict[int, Descriptor] = {}
+        """What the tasks of all threads may wait for; `_descriptors.Descriptor`."""
+        self.sockets: Any = None
+        """The world of simulated ZMQ sockets; `_zmq` makes it with the first one."""
         self._cancel_all: list[tuple[SimulatedThread, trio.CancelScope]] = []
 
     # ----------------------------------------------------------------------------- the run
@@ -299,7 +304,7 @@ class Simulation:
             return None
 
         thread = SimulatedThread(name, -next(self._idents))
-        thread.loop = Loop(root, self.clock, self._fresh.append)
+        thread.loop = Loop(root, self.clock, self._fresh.append, self.descriptors)
         thread.greenlet = greenlet(lambda: self._serve(thread), self._root)
         thread.ended = ended
         self.threads.append(thread)
@@ -757,14 +762,19 @@ class Simulation:
         if error is not None:
             raise error
 
-    def pause(self) -> None:
+    def pause(self, *, alone: bool = False) -> None:
         """Let other threads go on, if it is so decided, in the middle of this one's step.
 
         As an operating system may do anywhere. It is called before what other threads can see: then
         nothing is missed.
+
+        Args:
+            alone: whether happenings count as other threads if there are none.
         """
         turn = self._turn
-        if turn is None or turn.thread is None or turn.task is None or len(self.threads) < 2:
+        if turn is None or turn.thread is None or turn.task is None:
+            return
+        if len(self.threads) < 2 and not alone:
             return
         thread = turn.thread
         if self._fresh:
@@ -781,6 +791,35 @@ class Simulation:
         thread.paused = True
         self.block(resume)
         thread.paused = False
+
+    def which(self, *names: str) -> str | None:
+        """Which of several things is so, though it could be otherwise; by default none is.
+
+        Args:
+            names: the things, for people.
+        """
+        turn = self._turn
+        if turn is None or turn.thread is None or turn.task is None:
+            return None
+        thread = turn.thread
+        if self._fresh:
+            self._take_fresh(None, 0)
+        if self.failure is not None:
+            return None
+        happened: list[str] = []
+        happenings = [
+            self.happening(None, name, functools.partial(happened.append, name)) for name in names
+        ]
+        for happening in happenings:
+            self.add(happening)
+        resume = self.happening(thread, f"{turn.name} goes on", _nothing)
+        self.add(resume)
+        thread.paused = True
+        self.block(resume)
+        thread.paused = False
+        for happening in happenings:
+            self.remove(happening)
+        return happened[0] if happened else None
 
     def raise_in(self, thread: SimulatedThread, error: type[BaseException]) -> bool:
         """Raise an exception in a thread that is blocked, some time later.
