@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -74,6 +75,29 @@ def test_a_session(run: Run) -> None:
             check_protocol(kernel.client)
 
     run(scenario)
+
+
+def test_a_session_is_gone_when_it_is_over() -> None:
+    """Collecting what is not, thousands of objects, would take long, after each schedule."""
+    collected: list[int] = []
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop":
+            collected.append(info["collected"])
+
+    async def scenario() -> None:
+        async with simulated_kernel(WordsKernel()) as kernel:
+            subshell = await kernel.create_subshell()
+            for shell in (None, subshell):
+                assert (await kernel.client.execute("x", subshell=shell)).status == "ok"
+
+    gc.callbacks.append(count)
+    try:
+        explore(scenario, schedules=5)
+    finally:
+        gc.callbacks.remove(count)
+    assert len(collected) == 5
+    assert max(collected[1:]) < 300
 
 
 @pytest.mark.parametrize("word", ["await", "block"])

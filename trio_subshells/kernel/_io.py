@@ -106,10 +106,16 @@ class IOThread(Actor):
         async with AsyncExitStack() as stack:
             drops = Drops()
             sockets = await self._open_sockets(stack, drops)
-            supervisor = await stack.enter_async_context(open_supervisor())
-            parts = await self._spawn_actors(supervisor, sockets, drops)
-            stack.enter_context(ends_the_kernel("the I/O thread"))
-            nursery = await stack.enter_async_context(trio.open_nursery())
+            # Not on the stack: it would keep what they raise, and be kept by it.
+            async with open_supervisor() as supervisor:
+                parts = await self._spawn_actors(supervisor, sockets, drops)
+                with ends_the_kernel("the I/O thread"):
+                    await self._serve(mailbox, parts, sockets, drops)
+
+    async def _serve(
+        self, mailbox: Mailbox, parts: IOParts, sockets: _Sockets, drops: Drops
+    ) -> None:
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(drops.tell)
             nursery.start_soon(failures.tell)
             for channel, router in sockets.routers.items():

@@ -154,6 +154,7 @@ class Subshell(Actor):
                     served = error
                     raise
         except BaseException as error:
+            served = None  # its traceback holds this frame: no cycle that keeps all there was
             if self._info.is_main or _is_harmless(error):
                 raise
             # The author's code wants to end more than its subshell. That is not for it to decide.

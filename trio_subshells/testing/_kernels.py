@@ -110,8 +110,10 @@ class SimulatedKernel(KernelUnderTest):
 
     @asynccontextmanager
     async def _connected(self, name: str) -> AsyncIterator[Client]:
+        network = self.network
+
         def open_socket(channel: Channel) -> ClientSocket:
-            return self.network.connect(channel, name.encode())
+            return network.connect(channel, name.encode())
 
         client = Client(WireSession(b"", username=name), open_socket)
         with trio.CancelScope() as scope:

@@ -81,6 +81,11 @@ class _RunQueue(list[trio.lowlevel.Task]):
         else:
             self._put(turn)
 
+    def forget(self) -> None:
+        """Hold nothing any more, itself included."""
+        vars(self).clear()
+        self.clear()
+
 
 class _Instruments(dict[str, dict[trio.abc.Instrument, None]]):
     """Stands in for trio's, in which each look for what may be there is a call in Python."""
@@ -320,6 +325,12 @@ class Loop:
     def _finish(self) -> None:
         self.finished = True
         self.next_deadline = _never
+
+    def forget(self) -> None:
+        """The run is over: hold nothing of it that holds the loop, so that no garbage is made."""
+        self._queue.forget()
+        self.runner.init_task = self.runner.main_task = None
+        self.runner.system_nursery = None
 
     def waits_for_idle(self) -> bool:
         """Whether a task is in `trio.testing.wait_all_tasks_blocked`."""

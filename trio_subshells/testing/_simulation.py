@@ -171,6 +171,12 @@ class SimulatedThread:
         self.held: list[Turn] = []
         self.ended: Callable[[outcome.Outcome[object]], None]
 
+    def forget(self) -> None:
+        """The run is over: hold nothing of it, so that what was made in it goes at once."""
+        self.loop.forget()
+        del self.ended, self.greenlet
+        self.held.clear()
+
     def __repr__(self) -> str:
         return f"<SimulatedThread {self.name}>"
 
@@ -281,8 +287,12 @@ class Simulation:
                 thread.loop.abandon()
             restore_place(place)
             Simulation.current = outside
+            for thread in self._thread_of.values():
+                thread.forget()
             self._known.clear()
             self._thread_of.clear()
+            self._cancel_all.clear()
+            self.kept.clear()
         if self.failure is not None:
             return outcome.Error(self.failure)
         return results[0]
