@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from trio_subshells.testing import Random, explore
-from trio_subshells.testing._network import Inbox, Line
+from trio_subshells.testing._network import Inbox, Line, Network
 from trio_subshells.testing._simulation import Simulation
 
 
@@ -16,7 +16,7 @@ def opened(name: str = "there > here") -> tuple[Line, Inbox]:
     simulation = Simulation.current
     assert simulation is not None
     inbox = Inbox(simulation)
-    return Line(simulation, name, inbox.put), inbox
+    return Line(Network(simulation), name, inbox.put), inbox
 
 
 def test_messages_arrive_in_their_order_and_wake_who_waits() -> None:
