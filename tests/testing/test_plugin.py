@@ -271,6 +271,13 @@ def test_a_suite_that_doesnt_use_it_doesnt_pay_for_it(suite: pytest.Pytester) ->
     result.stdout.fnmatch_lines(["imported: []*"])
 
 
+def test_exploring_needs_no_pytest_trio(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import sys\nsys.modules['pytest_trio'] = None\n")
+    pytester.makepyfile(test_racy=RACY)
+    result = pytester.runpytest_subprocess(*ARGUMENTS, "-p", "no:trio")
+    result.assert_outcomes(passed=1, failed=1)
+
+
 def test_each_worker_writes_its_own_files(suite: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     suite.makepyfile(test_racy=RACY)

@@ -28,7 +28,6 @@ from _pytest._code.code import (
 
 from ._errors import SimulationFailure
 from ._explore import ScheduleFailed, Settings, explore, settings
-from ._fixtures import made_fixtures
 from ._loops import VirtualClock
 from ._process import simulated_process
 from ._record import is_users_file
@@ -221,6 +220,8 @@ def run_explored(
         instruments: what trio is to tell of each run.
     """
     __tracebackhide__ = True
+    from ._fixtures import made_fixtures  # needs pytest-trio, as nothing else here
+
     if clock is not None and not isinstance(clock, VirtualClock):
         raise RuntimeError(f"each schedule has a virtual clock; this test can't have {clock!r} too")
 
