@@ -138,6 +138,7 @@ def test_a_kernels_own_code_is_told_if_that_is_wanted(suite: pytest.Pytester) ->
     text = "\n".join(run(suite).outlines)
     assert "serves execute_request 'x' of test" in text
     assert "_open.py:" not in text
+    assert "\nDetails:    with --schedule-details, " in text
     assert "_open.py:" in "\n".join(run(suite, "--schedule-details").outlines)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from trio_subshells.kernel._subshell import Subshell
 from trio_subshells.testing import (
     Deadlock,
     LeftBehind,
     NoProgress,
     ProtocolViolation,
     Unjoined,
+    check_protocol,
+    simulated_kernel,
 )
 from trio_subshells.testing._scenes import Line, Scene
 from trio_subshells.testing._story import ARROW, WIDTH, meaning_of, seconds
@@ -105,6 +109,24 @@ def test_what_the_simulator_finds_is_explained() -> None:
     kinds = {Deadlock, LeftBehind, NoProgress, ProtocolViolation, Unjoined}
     assert all(meaning_of(kind("x")) for kind in kinds)
     assert meaning_of(ValueError("x")) == ""
+
+
+def test_what_a_kernel_says_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy = Subshell._answer
+
+    def answer(shell: Any, work: Any, *args: Any) -> None:
+        healthy(shell, work, *args)
+        shell._output.status("idle", work.request.header)
+
+    async def body() -> None:
+        async with simulated_kernel(stories.CountingKernel()) as kernel:
+            assert (await kernel.client.execute("1")).status == "ok"
+            check_protocol(kernel.client)
+
+    monkeypatch.setattr(Subshell, "_answer", answer)
+    text = report_of(body).text
+    assert text.startswith("ProtocolViolation: ")
+    assert "says idle of execute_request '1' once more" in text
 
 
 def test_what_is_done_again_and_again_is_told_once() -> None:

@@ -249,6 +249,7 @@ class Recorder(_simulation.Recorder):
         self._owner: dict[str, str] = {}
         self._requests: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
+        self._served: set[Message] = set()
         self.raised: list[tuple[BaseException, int]] = []
         self._simulation: Simulation | None = None
         self._step = Step(-1, 0.0, "", "main", inside=True)
@@ -691,13 +692,24 @@ class Recorder(_simulation.Recorder):
     def _serving(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def status(port: Any, state: str, parent: Any) -> Any:
             message = self._requests.get(parent.msg_id) if parent is not None else None
-            if self._active and message is not None and message.taken is None:
-                message.taken = self._step.number
-                message.receiver = self._step.turn
-                self._step.rows.append(Row(None, [Taken(message)]))
+            if self._active and message is not None:
+                self._tell_status(message, state)
             return function(port, state, parent)
 
         return status
+
+    def _tell_status(self, message: Message, state: str) -> None:
+        effect: Taken | Said | None = None
+        if state == "busy" and message.taken is None:
+            message.taken = self._step.number
+            message.receiver = self._step.turn
+            effect = Taken(message)
+        elif state == "busy" or message in self._served:
+            effect = Said(f"says {state} of {message.text} once more")
+        if state == "idle":
+            self._served.add(message)
+        if effect is not None:
+            self._step.rows.append(Row(None, [effect]))
 
     def _replying(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def serialize(session: Any, msg_type: str, content: Any = None, **kwargs: Any) -> Any:

@@ -174,6 +174,7 @@ class Scene:
         threads: the threads of these tasks, by the names of their turns.
         waiting: who waits in vain at the end, where, and for what, if that is the failure.
         hidden: how many tasks of the kernel wait as well.
+        inner: whether what a kernel does by itself has been left out.
         switches: how many decisions made a difference.
     """
 
@@ -185,6 +186,7 @@ class Scene:
     threads: dict[str, str]
     waiting: tuple[Waiting, ...]
     hidden: int
+    inner: bool
     switches: int
 
     def label(self, turn: str) -> str:
@@ -224,6 +226,7 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
         threads=dict(recorder.threads),
         waiting=told,
         hidden=len(waiting) - len(told),
+        inner=bool(recorder.hidden),
         switches=sum(isinstance(item, Switch) for item in everything),
     )
 

@@ -105,6 +105,7 @@ _EXPLANATION: Final = (
     "What ran{}, in this order (a task runs until it awaits, then another may go on)"
 )
 _ITEMS: Final = 27
+_ITEMS_IN_DETAIL: Final = 100
 _MOST_WAITING: Final = 6
 _MOST_MESSAGE: Final = 4
 _MOST_CODE: Final = 50
@@ -139,8 +140,8 @@ def tell(scene: Scene, finding: Finding) -> str:
 
 
 def compose_story(recorder: Recorder, failure: BaseException) -> Scene:
-    """What to tell on one screen."""
-    return compose(recorder, failure, _ITEMS)
+    """What to tell on one screen; with details, on some."""
+    return compose(recorder, failure, _ITEMS_IN_DETAIL if recorder.details else _ITEMS)
 
 
 # --------------------------------------------------------------------------- head and foot
@@ -193,6 +194,8 @@ def _how(scene: Scene, finding: Finding) -> Iterator[str]:
     yield f"Replay it:  {finding.replay}"
     if finding.picture is not None:
         yield f"Picture:    {finding.picture}"
+    if scene.inner and finding.replay.startswith("pytest "):
+        yield "Details:    with --schedule-details, what the kernel does by itself is told, too"
 
 
 def _who_waits(scene: Scene) -> Iterator[str]:
