@@ -107,6 +107,15 @@ def waiting(simulation: Simulation) -> Iterator[tuple[str, str]]:
                 yield turn.name, where
 
 
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """What is in a group, and in the groups therein."""
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from leaves(each)
+    else:
+        yield error
+
+
 def calling_line(depth: int) -> str:
     """The line that a frame is at; the caller's is that of depth 1."""
     frame = sys._getframe(depth)

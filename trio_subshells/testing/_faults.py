@@ -25,9 +25,9 @@ import attrs
 import outcome
 import trio
 
-from ..actors import _supervision
+from ..actors import ActorTerminated, _supervision
 from ._client import CLIENT_CHANNELS
-from ._errors import await_place
+from ._errors import await_place, leaves
 from ._simulation import FAULT_PREFIX, Simulation, Turn
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class Faults:
         self._no_thread = 0
         self._late_joins: list[tuple[str, float]] = []
         self._capacities: dict[Node, float] = {}
+        self._failed: set[str] = set()
         self._rng: random.Random | None = None
         self._rate = 0.0
         self._drawn = 0
@@ -150,8 +151,6 @@ class Faults:
         """What has gone wrong so far, in words, in its order."""
         self.raised: list[BaseException] = []
         """What actors were made to raise."""
-        self.failed: set[str] = set()
-        """The names of actors that were made to raise."""
 
     # ------------------------------------------------------------------------------- actors
 
@@ -237,11 +236,24 @@ class Faults:
         if error is None:
             error = InjectedFault(f"{node.path} was made to fail at {await_place(task)}")
         self.raised.append(error)
-        self.failed.add(node.name)
+        self._failed.add(node.name)
         what = f"raises {type(error).__name__}"
         self._tell(f"{node.name} {what}", what)  # a report says at that line whose step it is
         # There is no public way to have a task that is to go on raise something instead.
         task._next_send = outcome.Error(error)
+
+    def dead_subshells(self) -> set[str | None]:
+        """The ids of subshells that may have died of faults.
+
+        All have, and None, which stands for the main shell, if an actor was made to raise that a
+        kernel can't do without.
+        """
+        dead = {name for name in self._failed if name.startswith(_SUBSHELL)}
+        if self._failed - dead - _RESTARTED:
+            nodes = filter(None, map(_node_of, self._simulation.tasks()))
+            dead = {node.name for node in nodes if node.name.startswith(_SUBSHELL)}
+            return {None, *(name.removeprefix(_SUBSHELL) for name in dead)}
+        return {name.removeprefix(_SUBSHELL) for name in dead}
 
     def _living(self) -> list[Node]:
         """The actors that live, each once, in the order in which they were first seen."""
@@ -447,10 +459,13 @@ class Faults:
         return self._by_chance is not None
 
     def explains(self, error: BaseException | None) -> bool:
-        """Whether an exception is nothing but what actors were made to raise."""
-        if isinstance(error, BaseExceptionGroup):
-            return all(self.explains(each) for each in error.exceptions)
-        return error is not None and any(error is each for each in self.raised)
+        """Whether an exception is nothing but what actors were made to raise, and its echo."""
+        errors = [] if error is None else list(leaves(error))
+        raised = [any(each is other for other in self.raised) for each in errors]
+        return any(raised) and all(
+            known or isinstance(each, ActorTerminated)
+            for known, each in zip(raised, errors, strict=True)
+        )
 
     def draw(self) -> Turn | None:
         """Called by the simulation at each decision: the fault that is injected instead."""
@@ -597,6 +612,10 @@ _BY_KIND: Final[dict[str, Callable[[Faults], Iterator[tuple[str, Callable[[], No
 }
 
 
+_SUBSHELL: Final = "subshell "
+_RESTARTED: Final = frozenset({"stdin", "iopub"})
+
+
 def _soon(met: Met, do: Callable[..., object], *args: object) -> None:
     """Have something done in a client's loop, unless that has ended."""
     with suppress(trio.RunFinishedError):
@@ -614,7 +633,7 @@ def _is_named(node: Node, name: str) -> bool:
 
 
 def _matches(actor: str, name: str) -> bool:
-    return fnmatchcase(actor, name) or fnmatchcase(actor.removeprefix("subshell "), name)
+    return fnmatchcase(actor, name) or fnmatchcase(actor.removeprefix(_SUBSHELL), name)
 
 
 def _may_raise(task: trio.lowlevel.Task) -> bool:

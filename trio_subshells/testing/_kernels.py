@@ -98,11 +98,13 @@ class SimulatedKernel(KernelUnderTest):
         return faults
 
     @property
-    def died(self) -> set[str]:
-        """The ids of subshells that a fault may have ended: see `check_protocol`."""
+    def died(self) -> set[str | None]:
+        """The ids of subshells that a fault may have ended; None for the main shell.
+
+        For `check_protocol`, which can't know.
+        """
         faults = self._simulation.faults
-        names = set() if faults is None else faults.failed
-        return {each.removeprefix("subshell ") for each in names if each.startswith("subshell ")}
+        return set() if faults is None else faults.dead_subshells()
 
     def connect(self, name: str) -> AbstractAsyncContextManager[Client]:
         """Another client, for the time of an ``async with`` block."""

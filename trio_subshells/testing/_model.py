@@ -56,19 +56,25 @@ _IN_TIME: Final = 0.001
 """Seconds by which a client's clock may seem to be ahead of a kernel's."""
 
 
+SubshellId = str | None
+"""None is the main shell."""
+
+
 class ProtocolViolation(AssertionError):
     """A kernel has done what the protocol doesn't allow; the message tells all of it."""
 
 
-def check_protocol(*clients: Client, complete: bool = True, died: Collection[str] = ()) -> None:
+def check_protocol(
+    *clients: Client, complete: bool = True, died: Collection[SubshellId] = ()
+) -> None:
     """Compare what clients have seen with what the protocol says.
 
     Args:
         clients: all clients of one kernel that have done what matters here.
         complete: whether everything has come: each request its reply, and its idle, as far as the
             client has read. Otherwise what is missing may still come.
-        died: the ids of subshells that have died of themselves, of which clients aren't told:
-            `SimulatedKernel.died`.
+        died: the ids of subshells that may have died of themselves, of which clients aren't told;
+            None for the main shell: `SimulatedKernel.died`.
 
     Raises:
         ProtocolViolation: it isn't so.
@@ -149,7 +155,9 @@ _BY_OTHERS: Final = frozenset(
 class _History:
     """All that the clients of one kernel have seen."""
 
-    def __init__(self, clients: Sequence[Client], *, complete: bool, died: Collection[str]) -> None:
+    def __init__(
+        self, clients: Sequence[Client], *, complete: bool, died: Collection[SubshellId]
+    ) -> None:
         self._died = died
         self._clients = clients
         self._complete = complete
@@ -390,7 +398,7 @@ class _History:
                 created = self._creates.get(request.shell or "")
                 if self._was_ended(request, self._shutdowns):
                     return
-                if request.shell is None:
+                if request.shell is None and not self._has_died(None):
                     yield f"{request} was refused by the main shell"
                 elif (
                     created is not None

@@ -26,7 +26,7 @@ from typing import Any, Final, Self, TextIO
 import attrs
 import outcome
 
-from ._errors import LeftBehind, SimulationFailure
+from ._errors import LeftBehind, SimulationFailure, leaves
 from ._process import simulated_process
 from ._simulation import Chooser, Recorder, Simulation
 
@@ -223,9 +223,9 @@ def _no_garbage() -> Iterator[None]:
 
 
 def _raise_what_ends_all(failure: BaseException) -> None:
-    leaves = list(_leaves(failure))
-    if all(_ends_all(each) for each in leaves):
-        raise leaves[0]
+    errors = list(leaves(failure))
+    if all(_ends_all(each) for each in errors):
+        raise errors[0]
 
 
 def _ends_all(error: BaseException) -> bool:
@@ -239,17 +239,9 @@ def _ends_all(error: BaseException) -> bool:
     return isinstance(error, kinds)
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error
-
-
 def signature(failure: BaseException) -> frozenset[tuple[str, str, int]]:
     """What makes two failures the same: the exceptions' types, and where each was raised."""
-    return frozenset((type(each).__qualname__, *_place(each)) for each in _leaves(failure))
+    return frozenset((type(each).__qualname__, *_place(each)) for each in leaves(failure))
 
 
 def _place(error: BaseException) -> tuple[str, int]:
