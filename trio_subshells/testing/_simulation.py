@@ -817,18 +817,22 @@ class Simulation:
         if self.failure is not None:
             return None
         happened: list[str] = []
-        happenings = [
-            self.happening(None, name, functools.partial(happened.append, name)) for name in names
-        ]
-        for happening in happenings:
-            self.add(happening)
+
+        def happens(name: str) -> None:
+            happened.append(name)
+            for each in happenings:
+                self.remove(each)
+
+        happenings = [self.happening(None, name, functools.partial(happens, name)) for name in names]
+        for each in happenings:
+            self.add(each)
         resume = self.happening(thread, f"{turn.name} goes on", _nothing)
         self.add(resume)
         thread.paused = True
         self.block(resume)
         thread.paused = False
-        for happening in happenings:
-            self.remove(happening)
+        for each in happenings:
+            self.remove(each)
         return happened[0] if happened else None
 
     def raise_in(self, thread: SimulatedThread, error: type[BaseException]) -> bool:
