@@ -823,7 +823,9 @@ class Simulation:
             for each in happenings:
                 self.remove(each)
 
-        happenings = [self.happening(None, name, functools.partial(happens, name)) for name in names]
+        happenings = [
+            self.happening(None, name, functools.partial(happens, name)) for name in names
+        ]
         for each in happenings:
             self.add(each)
         resume = self.happening(thread, f"{turn.name} goes on", _nothing)
