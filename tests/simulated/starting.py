@@ -1,0 +1,41 @@
+"""Kernels that a test starts step by step, with clients that come before everything is there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+
+import trio
+
+import trio_subshells as ts
+from trio_subshells.kernel import open_kernel
+from trio_subshells.testing._network import Network
+
+from .kernels import Flag, WordsKernel
+
+
+class SlowToStart(WordsKernel):
+    """Its start takes as long as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starting, self.started = Flag(), Flag()
+
+    @asynccontextmanager
+    async def lifespan(self, kernel: ts.RunningKernel) -> AsyncIterator[None]:
+        self.starting.set()
+        await self.started.wait()
+        yield
+
+
+async def serve(
+    words: WordsKernel,
+    network: Network,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a kernel in the calling thread, until a client shuts it down."""
+    async with open_kernel(
+        words, make_raiser=network.make_raiser, open_ground=lambda: nullcontext(network)
+    ) as running:
+        task_status.started()
+        await running.wait_closed()

@@ -1,0 +1,60 @@
+"""Asking the client: each cell gets the answer to its own question."""
+
+from __future__ import annotations
+
+import trio_subshells as ts
+from trio_subshells.testing import explore_schedules, simulated_kernel
+
+from .kernels import WordsKernel, check
+
+
+class Asking(WordsKernel):
+    """Its cells ask, and print the answer: in the one way and in the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        @self.cell
+        async def ask(cell: ts.Cell) -> None:
+            cell.stdout(await cell.input("who? "))
+
+        @self.cell
+        def ask_blocking(cell: ts.Cell) -> None:
+            cell.stdout(cell.blocking_input("who? "))
+
+
+@explore_schedules(60)
+async def test_each_cell_gets_its_own_answer() -> None:
+    async with simulated_kernel(Asking()) as kernel:
+        cells = [
+            kernel.client.execute_soon(code, subshell=subshell, allow_stdin=True)
+            for code, subshell in (
+                ("ask", None),
+                ("ask_blocking", await kernel.create_subshell()),
+                ("ask", await kernel.create_subshell()),
+            )
+        ]
+        prompts = [await kernel.client.prompt() for _ in cells]
+        for prompt in reversed(prompts):
+            assert prompt.parent_header is not None
+            kernel.client.answer(prompt, prompt.parent_header.msg_id)
+        for cell in cells:
+            assert (await cell.done()).status == "ok"
+            assert cell.text() == cell.id
+        await check(kernel.client)
+
+
+@explore_schedules(60)
+async def test_a_prompt_that_was_interrupted_gets_no_answer() -> None:
+    async with simulated_kernel(Asking()) as kernel:
+        client = kernel.client
+        for code in ("ask", "ask_blocking"):
+            first = client.execute_soon(code, allow_stdin=True)
+            await client.prompt()
+            assert (await kernel.interrupt()).status == "ok"
+            assert (await first.done()).ename == "KeyboardInterrupt"
+        second = client.execute_soon("ask", allow_stdin=True)
+        client.answer(await client.prompt(), "second", parent=False)
+        assert (await second.done()).status == "ok"
+        assert second.text() == "second"
+        await check(client)
