@@ -203,6 +203,8 @@ class Use:
                 break
             with trio.move_on_after(self._patience):
                 await client.control("interrupt_request")
+        if self._deaf:
+            await trio.sleep(self._patience)  # what they still read has come by then
         if self._shut_down is None:
             assert not self._under_way, f"never answered: {self._under_way}"
             if self._plan.end == "delete":
@@ -221,9 +223,52 @@ class Use:
 
     def _check(self) -> None:
         check_protocol(*self._clients)
+        self._check_room()
         for exchange, becomes, step in self._cells.values():
             if exchange.replies:
                 self._check_cell(exchange, becomes, step)
+
+    def _check_room(self) -> None:
+        """A create is refused only if there may be as many subshells as there may be at most."""
+        exchanges = [each for client in self._clients for each in client.exchanges]
+        creates = [
+            each for each in exchanges if each.message.header.msg_type == "create_subshell_request"
+        ]
+        if any("spawn" in step.words for step in self._plan.steps):
+            return  # cells have some, too
+        for refused in creates:
+            if refused.replies and refused.replies[0].content.get("ename") == "TooManySubshells":
+                others = [each for each in creates if each is not refused]
+                there = [each for each in others if self._may_be_there(each, refused)]
+                assert self._plan.most is not None, refused.replies[0].content
+                assert len(there) >= self._plan.most, f"refused, though there was room: {there}"
+
+    def _may_be_there(self, create: Exchange, at: Exchange) -> bool:
+        """Whether there may be that subshell, while another one is asked for."""
+        if not create.replies:
+            return True
+        content = create.replies[0].content
+        if content["status"] != "ok":
+            return self._moment(create) > at.asked.number > create.asked.number
+        gone = [
+            each
+            for client in self._clients
+            for each in client.exchanges
+            if each.message.header.msg_type == "delete_subshell_request"
+            and each.message.content["subshell_id"] == content["subshell_id"]
+            and each.replies
+            and each.replies[0].content["status"] == "ok"
+        ]
+        return create.asked.number < self._moment(at) and not any(
+            self._moment(each) < at.asked.number for each in gone
+        )
+
+    def _moment(self, exchange: Exchange) -> int:
+        """Of its reply."""
+        id_ = exchange.replies[0].header.msg_id
+        return next(
+            client.received[id_][0].number for client in self._clients if id_ in client.received
+        )
 
     def _check_cell(self, exchange: Exchange, becomes: Expected, step: Step) -> None:
         content = exchange.replies[0].content
@@ -234,6 +279,8 @@ class Use:
         silent = step.options.get("silent", False)
         # A kernel that shuts down has no subshells any more for the cells that want one.
         refused = {"RuntimeError"} if "spawn" in step.words and self._shut_down else set()
+        if "spawn" in step.words and self._plan.most is not None:
+            refused = refused | {"TooManySubshells"}
         asks_anybody = not self._plan.named and "? " in becomes.text
         if status == "ok":
             assert becomes.ends, what

@@ -69,6 +69,7 @@ class Plan:
         two: whether there is a second client.
         named: whether an answer to a prompt says which prompt it answers.
         prompt: whether prompts are answered at once; else at the end.
+        most: how many subshells there may be at once; None: as many as may be.
         end: what happens when all is done: ``delete``, ``shutdown``, ``restart`` or ``leave``.
     """
 
@@ -78,6 +79,7 @@ class Plan:
     two: bool = False
     named: bool = True
     prompt: bool = True
+    most: int | None = None
     end: str = "shutdown"
 
     def __str__(self) -> str:
@@ -85,6 +87,7 @@ class Plan:
             "subshells are tasks" if self.tasks else "",
             "" if self.named else "answers to prompts don't name them",
             "" if self.prompt else "prompts are answered late",
+            "" if self.most is None else f"at most {self.most} subshells",
         ]
         lines = [f"plan {self.number}: {'; '.join([*filter(None, kind), f'end: {self.end}'])}"]
         lines += [f"  {number:2}. {step}" for number, step in enumerate(self.steps, 1)]
@@ -154,6 +157,7 @@ class _Maker:
             two=self._two,
             named=self._chance(0.8),
             prompt=self._chance(0.6),
+            most=1 if self._chance(0.1) else None,
             end=self._random.choice(["delete", "shutdown", "shutdown", "restart", "leave"]),
         )
 

@@ -158,6 +158,8 @@ class ProgramKernel(ts.Kernel):
                 cell.state.start_soon(trio.sleep, 5)
             case "spawn":
                 async with ts.spawn_subshell() as subshell:
+                    count = len(await ts.current_kernel().subshells()) - 1
+                    assert count <= (self.max_subshells or count), "more than there may be"
                     await subshell.execute("inner: nap", silent=True)
             case "shield":
                 with trio.CancelScope(shield=True):

@@ -21,7 +21,7 @@ import trio
 from trio_subshells import actors
 from trio_subshells.testing import ScheduleFailed, explore
 
-PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "120"))
+PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "300"))
 """How many there are; a night may have more."""
 SCHEDULES: Final = 40
 """For each plan."""
@@ -89,6 +89,11 @@ class Plan:
         return "\n".join(lines)
 
 
+MORE_VERBS: Final = (
+    *("tell nowait", "tell briefly", "watch", "cancel", "replace", "sleep", "spawn briefly"),
+)
+
+
 def make_plan(number: int) -> Plan:
     """The plan of a number: always the same."""
     chance = random.Random(f"actors {number}")
@@ -107,7 +112,7 @@ def make_plan(number: int) -> Plan:
     actions = chance.sample(["note", "nap", "later", "fail", "block", "relay", "hang"], 4)
     verbs = [
         *("tell", "tell", "ask", "ask"),
-        *chance.sample(["tell nowait", "tell briefly", "watch", "cancel", "replace", "sleep"], 3),
+        *chance.sample(MORE_VERBS, 3),
     ]
     clients = []
     for _ in range(chance.randint(1, 3)):
@@ -124,6 +129,8 @@ def make_plan(number: int) -> Plan:
             seconds = math.inf
             if verb == "tell briefly" or (verb == "ask" and chance.random() < 0.3):
                 seconds = chance.choice([0, 0.01, 0.2])
+            if verb == "spawn briefly":
+                seconds = chance.choice([0, 0.01])
             if verb == "sleep":
                 seconds = chance.choice([0.01, 0.06])
             sends = verb.startswith(("tell", "ask"))
@@ -226,6 +233,7 @@ class World:
         self._sent: list[Sent] = []
         self._events = 0
         self._ended: dict[Worker, int] = {}
+        self._brief: list[Worker] = []
         self._numbers = [0 for _ in plan.clients]
 
     async def run(self) -> None:
@@ -235,7 +243,7 @@ class World:
                 await self._spawn(kind)
             async with trio.open_nursery() as nursery:
                 for number in range(len(self._plan.clients)):
-                    if number and number == len(self._plan.clients) - 1:
+                    if self._is_in_thread(number):
                         host = actors.ThreadHost()
                         caller = await system.spawn(Caller(self, number), name="caller", host=host)
                         nursery.start_soon(caller.watch)
@@ -244,6 +252,9 @@ class World:
             await trio.sleep(PATIENCE)  # until all is quiet
             for worker in self._all:
                 self._check_life(worker)
+            assert not any(each.living for each in self._brief), "it lives on, though cancelled"
+            names = {each.path for each in system.statistics().actors}
+            assert names <= {ref.path for ref in self.refs.values()}, names
         assert not any(each.living for each in self._all), "an actor has outlived its system"
         for sent in self._sent:
             self._check_outcome(sent)
@@ -254,6 +265,10 @@ class World:
             yield self._supervisor
 
     async def _spawn(self, kind: Kind) -> None:
+        worker, ref = await self._start(kind)
+        self._workers[kind.name], self.refs[kind.name] = worker, ref
+
+    async def _start(self, kind: Kind) -> tuple[Worker, actors.ActorRef]:
         worker = Worker(self, kind)
         self._all.append(worker)
         policy = actors.Restart(intensity=99) if kind.restarts else actors.Stop()
@@ -264,13 +279,13 @@ class World:
             capacity=kind.capacity,
             on_failure=policy,
         )
-        self._workers[kind.name], self.refs[kind.name] = worker, ref
+        return worker, ref
 
     # ------------------------------------------------------------------------------ clients
 
     async def act(self, client: int) -> None:
         """What one client does."""
-        for act in self._plan.clients[client]:
+        for number, act in enumerate(self._plan.clients[client]):
             ref, worker = self.refs[act.target], self._workers[act.target]
             match act.verb:
                 case "sleep":
@@ -281,6 +296,10 @@ class World:
                 case "cancel":
                     worker.cancelled = True
                     ref.cancel()
+                case "spawn briefly" if not self._is_in_thread(client):
+                    await self._spawn_briefly(f"{client}{number}", act.seconds, worker.kind)
+                case "spawn briefly":
+                    pass  # that is for the supervisor's own thread
                 case "replace":
                     await self._replace(client, ref, worker)
                 case _:
@@ -288,12 +307,24 @@ class World:
             length = ref.statistics().mailbox.length
             assert length <= worker.kind.capacity, f"{length} letters wait in {worker.kind}"
 
+    def _is_in_thread(self, client: int) -> bool:
+        return 0 < client == len(self._plan.clients) - 1
+
+    async def _spawn_briefly(self, name: str, seconds: float, kind: Kind) -> None:
+        """Spawn an actor, which is over when the patience is."""
+        count = len(self._all)
+        with trio.move_on_after(seconds):
+            worker, ref = await self._start(attrs.evolve(kind, name=name))
+            worker.cancelled = True
+            ref.cancel()
+        if len(self._all) > count:
+            self._brief.append(self._all[count])
+
     async def _replace(self, client: int, ref: actors.ActorRef, worker: Worker) -> None:
         worker.cancelled = True
         ref.cancel()
         self._has_ended(worker, await ref.watch())
-        is_caller = client and client == len(self._plan.clients) - 1
-        if not is_caller and self._workers[worker.kind.name] is worker:
+        if not self._is_in_thread(client) and self._workers[worker.kind.name] is worker:
             with suppress(ValueError):  # another client was faster
                 await self._spawn(worker.kind)
 

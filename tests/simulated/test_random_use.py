@@ -13,17 +13,19 @@ from .driver import use
 from .plans import Plan, make_plan
 from .programs import ProgramKernel, TaskProgramKernel
 
-PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "200"))
+PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "300"))
 """How many there are; a night may have more."""
 
-SCHEDULES: Final = 20
+SCHEDULES: Final = 10
 """For each plan."""
 
 
 async def carry_out(plan: Plan) -> None:
-    kernel_class = TaskProgramKernel if plan.tasks else ProgramKernel
-    async with simulated_kernel(kernel_class()) as kernel:
-        await use(kernel, plan)
+    kernel = TaskProgramKernel() if plan.tasks else ProgramKernel()
+    if plan.most is not None:
+        kernel.max_subshells = plan.most
+    async with simulated_kernel(kernel) as under_test:
+        await use(under_test, plan)
 
 
 @pytest.mark.parametrize("number", range(PLANS))

@@ -217,6 +217,7 @@ def _no_garbage() -> Iterator[None]:
         yield
     finally:
         if freeze:
+            gc.collect()  # or the next exploration would freeze what this one leaves, for ever
             gc.unfreeze()
         if enabled:
             gc.enable()
