@@ -15,7 +15,7 @@ import pytest
 import trio
 
 import trio_subshells as ts
-from trio_subshells.testing import KernelDied, explore, real_kernel
+from trio_subshells.testing import KernelDied, check_protocol, explore, real_kernel
 from trio_subshells.testing._real import open_client
 
 from .words import WordsKernel
@@ -152,7 +152,22 @@ async def test_another_client_connects_by_its_connection() -> None:
             open_client(kernel.connection, "by itself") as client,
         ):
             assert kernel.connection.key
+            assert not client.unread
             assert (await client.execute("hello")).status == "ok"
+
+
+async def test_a_client_may_listen_later() -> None:
+    with trio.fail_after(HANG):
+        async with (
+            real_kernel(WordsKernel()) as kernel,
+            open_client(kernel.connection, "late", listens=False) as client,
+        ):
+            assert (await client.request("kernel_info_request").reply()).status == "ok"
+            await client.listen()
+            exchange = client.execute_soon("hello")
+            assert (await exchange.done()).status == "ok"
+            assert exchange.text() == "hello"
+            check_protocol(client)  # which doesn't ask for what it has missed
 
 
 # ------------------------------------------------------------------------------- in a process

@@ -306,6 +306,8 @@ class Client:
         """Connect to iopub, and wait to be welcomed there."""
         await self._connect("iopub")
         await self.welcomed.wait()
+        if not self.exchanges:  # it has missed nothing
+            self.unread.discard("iopub")
 
     async def _connect(self, channel: Channel) -> None:
         self._sockets[channel] = self._open_socket(channel)

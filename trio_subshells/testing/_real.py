@@ -34,7 +34,7 @@ async def open_client(
     Args:
         connection: where the kernel listens.
         name: the client's identity, by which the kernel tells its clients apart.
-        listens: see `Client.connected`.
+        listens: whether it connects to iopub now; or else, when `Client.listen` is called.
     """
     # Like a simulated one, it never waits for room to send.
     options: SocketOptions = {"ipv6": ":" in connection.ip, "sndhwm": 0}
@@ -56,7 +56,9 @@ async def open_client(
             socket.connect(connection.url(channel))
             return socket
 
-        async with Client(session, open_socket).connected(listens=listens) as client:
+        async with Client(session, open_socket).connected(listens=False) as client:
+            if listens:  # last: who is welcomed is connected to the other channels
+                await client.listen()
             yield client
 
 
