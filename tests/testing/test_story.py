@@ -19,8 +19,9 @@ from trio_subshells.testing import (
     check_protocol,
     simulated_kernel,
 )
-from trio_subshells.testing._scenes import Line, Scene
-from trio_subshells.testing._story import ARROW, WIDTH, meaning_of, seconds
+from trio_subshells.testing._record import Step
+from trio_subshells.testing._scenes import Line, Scene, Switch
+from trio_subshells.testing._story import ARROW, WIDTH, meaning_of, seconds, switch_words
 
 from . import bugs, stories
 from .stories import failure_of, report_of, scene_of
@@ -177,3 +178,15 @@ def test_an_internal_error_of_trios_is_explained() -> None:
     assert "a rule of trio's lowest level" in lines[1]
     assert lines[2] == '  ValueError in abort: raise ValueError("not me")'
     assert not any("kill_everything" in line for line in lines)
+
+
+def test_what_takes_place_is_not_told_as_if_it_were_a_task() -> None:
+    scene = scene_of(bugs.lost_update)
+    door = Step(1, 0.0, "the door opens", "", own="the door opens", happening=True)
+    chosen = Switch(door, "main", None, None, begun=False)
+    words = "here this takes place first: the door opens; main was about to begin"
+    assert switch_words(scene, chosen) == words
+    step = Step(1, 0.0, "main", "main", own="main")
+    delayed = Switch(step, "", None, None, begun=True, delayed="this takes place: the door opens")
+    words = "here main goes on before this takes place: the door opens"
+    assert switch_words(scene, delayed) == words

@@ -194,6 +194,8 @@ class Step:
         instead: the name of the turn that would have been next, if this decision made the
             difference; empty if that was one of trio's own tasks.
         instead_of: the name of that turn's thread.
+        instead_happens: whether it would not have been a task's step, but something that takes
+            place.
         choices: how many things could have happened.
         inside: a step of one of trio's own tasks, which no reader cares about.
         hidden: what takes place inside of a kernel, or between it and its clients, and has no
@@ -214,6 +216,7 @@ class Step:
     ended: bool = False
     instead: str | None = None
     instead_of: str = ""
+    instead_happens: bool = False
     choices: int = 1
     inside: bool = False
     hidden: bool = False
@@ -299,6 +302,7 @@ class Recorder(_simulation.Recorder):
             thread=thread,
             instead=_name(instead),
             instead_of=_thread_of(instead),
+            instead_happens=instead is not None and instead.happen is not None,
             choices=len(simulation.turns) + 1,
             inside=_is_inside(turn),
             happening=turn.happen is not None,
@@ -349,6 +353,8 @@ class Recorder(_simulation.Recorder):
             thread="",
             rows=[Row(None)],
             instead=_name(instead),
+            instead_of=_thread_of(instead),
+            instead_happens=instead is not None and instead.happen is not None,
         )
         self.steps.append(self._step)
 
@@ -900,7 +906,7 @@ def _is_machinery(task: trio.lowlevel.Task, thread: str) -> bool:
     name = file.co_filename if file is not None else ""
     if _is_kernels(thread):
         return not is_users_file(name)
-    return name.startswith(_MACHINERY) and not task.name.endswith(_simulation._ROOT)
+    return name.startswith(_TESTING) and not task.name.endswith(_simulation._ROOT)
 
 
 _DELIVERY: Final = re.compile(r"(.+) > (\S+) \d+")

@@ -358,6 +358,8 @@ def _kept(recorder: Recorder, step: Step, about: Row | None) -> tuple[str, str]:
         if where.startswith("iopub") and sender != "client":
             return "", f"some output of {'the main shell' if sender == KERNEL else sender} arrives"
         return "", f"the next message from {sender} to {where} arrives"
+    if step.instead_happens:
+        return "", f"this takes place: {_last_part(instead)}"
     if instead in recorder.hidden and (about is None or about.place is None):
         return "", f"{_last_part(recorder.owner(instead))} {INSIDE}"
     return recorder.owner(instead), ""

@@ -458,19 +458,24 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         thread = thread_words(scene, step.thread)
         went_on = f"here {thread} does what other threads have asked of it{before}"
     elif step.happening and not step.hidden:
-        went_on = f"here this takes place{before}: {step.turn};"
+        place = f"here this takes place first: {step.turn}"
+        return f"{place}; {kept} {_next_words(switch)}" if kept else place
     else:
         went_on = f"here {on} goes on{instead}"
     if not kept:
         return went_on if delayed else f"{went_on}, sooner than usual"
+    return f"{went_on}, which {_next_words(switch)}"
+
+
+def _next_words(switch: Switch) -> str:
+    """What the one that had to wait was about to do."""
     if not switch.begun:
-        return f"{went_on}, which was about to begin"
-    place = switch.about.place if switch.about is not None else None
-    if place is None and switch.came is not None:
-        return f"{went_on}, which had come to line {switch.came.line}: {switch.came.code}"
-    if place is None:
-        return went_on
-    return f"{went_on}, which was about to run line {place.line}: {place.code}"
+        return "was about to begin"
+    if switch.about is not None and switch.about.place is not None:
+        return f"was about to run line {switch.about.place.line}: {switch.about.place.code}"
+    if switch.came is not None:
+        return f"had come to line {switch.came.line}: {switch.came.code}"
+    return "goes on later"
 
 
 def passing_words(scene: Scene, step: Step, row: Row) -> str:
