@@ -44,7 +44,6 @@ from ._record import (
     shorten,
 )
 from ._scenes import (
-    INSIDE,
     Gap,
     Item,
     Line,
@@ -452,7 +451,7 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         went_on = f"here time passes{before}"
     elif on and on == kept:
         return f"here something else comes first, inside of the kernel, and {kept} goes on later"
-    elif not on or switch.delayed.endswith(INSIDE):
+    elif not on:
         return "here the order of things inside of the kernel is not the usual one"
     elif step.inside and not step.hidden:
         thread = thread_words(scene, step.thread)
