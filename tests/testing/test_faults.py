@@ -446,6 +446,41 @@ def test_any_other_actor_ends_the_kernel_in_order(victim: str) -> None:
     run(body)
 
 
+def test_an_actor_fails_while_the_kernel_starts() -> None:
+    async def body() -> None:
+        Faults().fail_actor("io")
+        with pytest.raises(InjectedFault, match="kernel/io was made to fail"):
+            async with simulated_kernel(TalkingKernel()):
+                raise AssertionError("it can't get here")
+
+    explore(body, schedules=15, strategy=Random(time=0))
+
+
+def test_a_client_that_comes_when_the_kernel_has_failed_hears_nothing() -> None:
+    async def body() -> None:
+        async with simulated_kernel(TalkingKernel()) as kernel:
+            kernel.faults.fail_actor("shell")
+            kernel.client.request("kernel_info_request")
+            await kernel.wait_closed()
+            with trio.move_on_after(60) as waits:
+                async with kernel.connect("late"):
+                    raise AssertionError("it can't get here")
+            assert waits.cancelled_caught
+        assert kernel.failure is kernel.faults.raised[0]
+
+    run(body, 10)
+
+
+def test_an_actor_that_there_never_was() -> None:
+    async def body() -> None:
+        with pytest.raises(ValueError, match="no actor 'stdout' has gone on since: only "):
+            async with simulated_kernel(TalkingKernel()) as kernel:
+                kernel.faults.fail_actor("stdout")
+                kernel.faults.fail_actor("stdin", at=1000)
+
+    run(body, 5)
+
+
 @pytest.mark.parametrize("name", ["iopub", "stdin", "control"])
 def test_a_full_mailbox_is_waited_for_or_does_without(name: str) -> None:
     async def body() -> None:

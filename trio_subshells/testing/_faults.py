@@ -144,6 +144,7 @@ class Faults:
         self._late_joins: list[tuple[str, float]] = []
         self._capacities: dict[Node, float] = {}
         self._failed: set[str] = set()
+        self._went_on: dict[str, None] = {}  # while there was somebody who is to fail
         self._rng: random.Random | None = None
         self._rate = 0.0
         self._drawn = 0
@@ -165,7 +166,8 @@ class Faults:
             error: what it raises; by default an `InjectedFault`.
 
         Raises:
-            ValueError: `at` is less than 1.
+            ValueError: `at` is less than 1. At the end of a simulated kernel: no actor of that name
+                has made a step since.
         """
         if at < 1:
             raise ValueError(f"an actor fails at its first await (at=1) or later, not at={at!r}")
@@ -181,7 +183,8 @@ class Faults:
         """
         nodes = [node for node in self._living() if _is_named(node, name)]
         if not nodes:
-            raise ValueError(f"no actor {name!r} lives: there are {self._names()}")
+            names = ", ".join(node.name for node in self._living()) or "none"
+            raise ValueError(f"no actor {name!r} lives: there are {names}")
         for node in nodes:
             if node.queue.capacity == math.inf and node not in self._capacities:
                 raise ValueError(f"the mailbox of {node.path} has no bound: it is never full")
@@ -219,6 +222,7 @@ class Faults:
         node = _node_of(task)
         if node is None:
             return
+        self._went_on[node.name] = None
         for failure in self._failures:
             if failure.node is not None:
                 meant = failure.node is node
@@ -250,22 +254,29 @@ class Faults:
         """
         dead = {name for name in self._failed if name.startswith(_SUBSHELL)}
         if self._failed - dead - _RESTARTED:
-            nodes = filter(None, map(_node_of, self._simulation.tasks()))
-            dead = {node.name for node in nodes if node.name.startswith(_SUBSHELL)}
+            dead = {node.name for node in self._known() if node.name.startswith(_SUBSHELL)}
             return {None, *(name.removeprefix(_SUBSHELL) for name in dead)}
         return {name.removeprefix(_SUBSHELL) for name in dead}
 
-    def _living(self) -> list[Node]:
-        """The actors that live, each once, in the order in which they were first seen."""
-        found: dict[Node, None] = {}
-        for task in self._simulation.tasks():
-            node = _node_of(task)
-            if node is not None and node.ended is None:
-                found[node] = None
-        return list(found)
+    def check_names(self) -> None:
+        """Called when a kernel has ended: who was to fail should have been seen.
 
-    def _names(self) -> str:
-        return ", ".join(node.name for node in self._living()) or "none"
+        Raises:
+            ValueError: there was no such actor, or it didn't live any more.
+        """
+        for failure in self._failures:
+            named = any(_matches(name, failure.name) for name in self._went_on)
+            if failure.node is None and not named:
+                names = ", ".join(self._went_on) or "none"
+                raise ValueError(f"no actor {failure.name!r} has gone on since: only {names}")
+
+    def _known(self) -> list[Node]:
+        """The actors that were seen, each once, in the order in which that was."""
+        nodes = map(_node_of, self._simulation.tasks())
+        return list(dict.fromkeys(node for node in nodes if node is not None))
+
+    def _living(self) -> list[Node]:
+        return [node for node in self._known() if node.ended is None]
 
     # ------------------------------------------------------------------------------- threads
 

@@ -208,6 +208,7 @@ async def simulated_kernel(
             life.end()
     if simulation.faults is not None:
         simulation.faults.end_chance()
+        simulation.faults.check_names()
     under_test.failure = life.failure
     checks.check_answers()
 

@@ -216,6 +216,10 @@ def _no_descriptors(purpose: str) -> OSError:
     return OSError(errno.EMFILE, f"no room for {purpose}: too many open files (simulated)")
 
 
+def _lose(frames: list[bytes]) -> None:
+    """The kernel has ended; a socket connects all the same, and waits for another."""
+
+
 def _closed() -> Exception:
     return trio.ClosedResourceError("this socket was closed")
 
@@ -485,9 +489,11 @@ class SimulatedSocket(HandingSocket):
             )
             self._line.send(self._plug)
         else:
-            router = network.routers[channel]
-            router.clients[identity] = self._plug
-            self._line = Line(network, f"{name} > {channel}", router.inbox.put)
+            router = network.routers.get(channel)
+            if router is not None:
+                router.clients[identity] = self._plug
+            arrived = _lose if router is None else router.inbox.put
+            self._line = Line(network, f"{name} > {channel}", arrived)
 
     def send_nowait(self, frames: Sequence[bytes]) -> None:
         """Send; never blocks."""
