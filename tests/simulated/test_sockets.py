@@ -7,18 +7,22 @@ ships. What isn't woken is a deadlock, and what wakes itself again and again doe
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import sys
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
 import trio
 import zmq
 
+import trio_subshells as ts
 from trio_subshells import actors
+from trio_subshells.kernel import open_kernel
+from trio_subshells.kernel._ground import ZMQGround
 from trio_subshells.sockets import (
     Context,
     InprocTransport,
@@ -26,12 +30,17 @@ from trio_subshells.sockets import (
     Socket,
     SocketsLeftOpenError,
     _socket,
+    _transport,
     open_context,
     open_iopub_device,
     open_publisher,
 )
-from trio_subshells.testing import explore_schedules
+from trio_subshells.testing import check_protocol, explore_schedules
+from trio_subshells.testing._hosted import host_kernel
+from trio_subshells.testing._network import SimulatedRaiser
+from trio_subshells.testing._real import RealKernel
 from trio_subshells.testing._simulation import Simulation
+from trio_subshells.wire import ConnectionInfo
 
 FEW_STEPS = 3_000
 
@@ -84,6 +93,16 @@ async def test_requests_that_arrive_while_replies_are_sent_are_answered() -> Non
             replies = [(await client.receive())[0] for _ in range(3)]
             nursery.cancel_scope.cancel()
     assert sorted(replies) == [b"0", b"1", b"2"]
+
+
+@explore_schedules(150, max_steps=FEW_STEPS)
+async def test_whatever_else_is_done_strands_no_message() -> None:
+    with open_context() as context, open_pair(context) as (left, right):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(right.receive)
+            await trio.sleep(1)  # until it waits
+            await left.send([b"message"])
+            right.bind("inproc://another")
 
 
 @explore_schedules(150, max_steps=FEW_STEPS)
@@ -284,8 +303,8 @@ async def test_closing_wakes_all_who_wait() -> None:
 
 
 @contextlib.contextmanager
-def interrupts(lines: int) -> Iterator[None]:
-    """A KeyboardInterrupt may strike before one of so many lines of the module that sends."""
+def interrupts(module: ModuleType, lines: int) -> Iterator[None]:
+    """A KeyboardInterrupt may strike before one of the first lines that a module runs."""
     simulation = Simulation.current
     assert simulation is not None
     struck = simulation.which(*(f"an interrupt strikes at line {each}" for each in range(lines)))
@@ -293,7 +312,7 @@ def interrupts(lines: int) -> Iterator[None]:
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal left
-        if frame.f_code.co_filename != _socket.__file__:
+        if frame.f_code.co_filename != module.__file__:
             return None
         if event == "line":
             left -= 1
@@ -314,7 +333,7 @@ async def test_an_interrupt_cuts_no_message() -> None:
     message = [b"begin", b"middle", b"end"]
     with open_context() as context, open_pair(context) as (left, right):
         for _ in range(2):
-            with contextlib.suppress(KeyboardInterrupt), interrupts(40):
+            with contextlib.suppress(KeyboardInterrupt), interrupts(_socket, 40):
                 left.send_nowait(message)
         await left.send([b"whole"])
         received = []
@@ -322,6 +341,21 @@ async def test_an_interrupt_cuts_no_message() -> None:
             received.append(frames)
     assert len(received) <= 2
     assert all(frames == message for frames in received)
+
+
+@explore_schedules(150, max_steps=FEW_STEPS)
+async def test_an_interrupt_takes_no_ring_with_it() -> None:
+    """Whoever was interrupted may ring again, and is heard."""
+    with open_context() as context:
+        transport = InprocTransport(context)
+        with transport.attach():
+            bell = transport.open_bell()
+            for lines in (0, 20, 20):
+                with contextlib.suppress(KeyboardInterrupt), interrupts(_transport, lines):
+                    bell.ring()
+                bell.ring()
+                await bell.wait()
+            bell.close()
 
 
 # -- several threads ---------------------------------------------------------------------------
@@ -404,6 +438,17 @@ async def test_not_even_the_first_output_of_a_new_publisher_is_lost() -> None:
         assert said == [[b"topic", who, b"0"], [b"topic", who, b"1"]]
 
 
+@explore_schedules(150, max_steps=FEW_STEPS)
+async def test_the_last_output_before_the_device_ends_is_not_lost() -> None:
+    with open_context() as context, context.socket(zmq.SUB, subscribe=b"topic") as client:
+        async with open_iopub_device(context, "tcp://127.0.0.1:0") as device:
+            client.connect(device.url)
+            await device.publisher.receive_subscription()
+            speak(device.publisher, b"main")
+        received = [await client.receive() for _ in range(2)]
+    assert received == [[b"topic", b"main", b"0"], [b"topic", b"main", b"1"]]
+
+
 class Listener(actors.Actor):
     """Waits on a socket of its own until the context ends."""
 
@@ -434,3 +479,62 @@ async def test_the_end_of_a_context_is_told_to_who_waits() -> None:
         await ref.watch()
     assert left_open.value.names == ("forgotten",)
     assert told == ["the context of the socket 'forgotten' has ended"]
+
+
+# -- a whole kernel ----------------------------------------------------------------------------
+
+
+class SocketsGround(ZMQGround):
+    """A kernel's real ground, but for what interrupts its threads."""
+
+    def make_raiser(self) -> SimulatedRaiser:
+        return make_raiser()
+
+
+def make_raiser() -> SimulatedRaiser:
+    simulation = Simulation.current
+    assert simulation is not None
+    assert simulation.thread is not None
+    return SimulatedRaiser(simulation, simulation.thread)
+
+
+@contextlib.contextmanager
+def open_ground() -> Iterator[SocketsGround]:
+    with open_context() as context:
+        yield SocketsGround(context)
+
+
+class Repeater(ts.Kernel):
+    implementation = "repeater"
+    language_info = ts.LanguageInfo(name="repeater")
+    subshells = True
+
+    async def execute(self, cell: ts.Cell) -> None:
+        cell.stdout(cell.code)
+        await trio.sleep(1)
+        cell.stdout(cell.code)
+
+
+@explore_schedules(40, max_steps=30_000)
+async def test_a_kernel_does_on_its_own_sockets_what_it_promises() -> None:
+    kernel = functools.partial(
+        open_kernel,
+        Repeater(),
+        ConnectionInfo.local(),
+        make_raiser=make_raiser,
+        open_ground=open_ground,
+    )
+    async with host_kernel(kernel) as hosted:
+        under_test = RealKernel(hosted)
+        async with under_test.connect("client") as under_test.client:
+            client = under_test.client
+            subshell = await under_test.create_subshell()
+            cells = [
+                client.execute_soon("a"),
+                client.execute_soon("b", subshell=subshell),
+                client.execute_soon("c", subshell=subshell),
+            ]
+            assert [(await cell.done()).status for cell in cells] == ["ok"] * 3
+            assert [cell.text() for cell in cells] == ["aa", "bb", "cc"]
+            assert (await under_test.delete_subshell(subshell)).status == "ok"
+            check_protocol(client)

@@ -867,6 +867,8 @@ class Socket(Base):
 
     def terminated(self, pipe: Pipe) -> None:
         """A pipe has ended."""
+        if pipe not in self._pipes:
+            return  # the other end of one for which nobody has come
         del self._pipes[pipe]
         self._forget(pipe)
         self._check_gone()
