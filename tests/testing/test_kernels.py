@@ -96,8 +96,8 @@ def test_a_session_is_gone_when_it_is_over() -> None:
         explore(scenario, schedules=5)
     finally:
         gc.callbacks.remove(count)
-    assert len(collected) == 5
-    assert max(collected[1:]) < 300
+    assert len(collected) == 5 + 1  # and at the end, which counts for the last one, too
+    assert max(collected[1:5]) < 300
 
 
 @pytest.mark.parametrize("word", ["await", "block"])
