@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, Final
 
 import trio
-from trio_util import move_on_when
+from trio_util import AsyncValue, move_on_when
 
 from ..actors import (
     Actor,
@@ -116,6 +116,7 @@ class ControlHandler(Actor):
         self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
         self._room = Room(kernel.max_subshells, ground.check_room)
+        self._starting = AsyncValue(0)  # how many subshells, which aren't in `_lives` yet
         self._shutting_down = False
         self._failed = False
         self._ended = trio.Event()
@@ -325,12 +326,16 @@ class ControlHandler(Actor):
             else self._wiring.make_main_raiser
         )
         subshell = Subshell(self._kernel, info, self._wiring, guards, make_raiser)
-        with self._room.taken(len(self._lives) - 1):
-            ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
-        if self._shutting_down:  # that has begun meanwhile, and has not seen this one
-            ref.cancel()
-            await ref.watch()
-            raise RuntimeError("the kernel is shutting down")
+        self._starting.value += 1
+        try:
+            with self._room.taken(len(self._lives) - 1):
+                ref = await self._spawn(subshell, f"subshell {subshell_id}", host)
+            if self._shutting_down:  # that has begun meanwhile, and has not seen this one
+                ref.cancel()
+                await ref.watch()
+                raise RuntimeError("the kernel is shutting down")
+        finally:
+            self._starting.value -= 1
         life = SubshellLife(info, ref, guards)
         try:
             await self._take_in(life)
@@ -482,6 +487,9 @@ class ControlHandler(Actor):
         async with trio.open_nursery() as nursery:
             for life in list(self._lives.values()):
                 nursery.start_soon(end, life)
+        with trio.move_on_after(timeout) as late:
+            await self._starting.wait_value(0)
+        joined.append(not late.cancelled_caught)
         if not self._adopted.is_set():  # the shell channel keeps what was asked of the main shell
             await self._shell.ask(
                 GiveUp(None, _given_up(reason, SubshellInfo(None))), timeout=math.inf
