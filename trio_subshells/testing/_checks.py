@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from ..actors import _supervision
+from ..kernel._messages import AreYouReady
 from ._client import CLIENT_CHANNELS, Client, Exchange
 from ._errors import LostMessage, NoProgress, Starvation, UnansweredRequest, calling_line, waiting
 from ._network import Network
@@ -71,8 +72,12 @@ class KernelChecks:
             if place is None or self._simulation.is_blocked(task):
                 continue
             node = place.node
-            if node.ended is None and node.queue._values:
-                raise LostMessage.left(node.path, [each.message for each in node.queue._values])
+            if node.ended is not None:
+                continue
+            left = [each.message for each in node.queue._values]
+            # A subshell that is still being set up, for this process and no client, will be ready.
+            if any(not isinstance(each, AreYouReady) for each in left):
+                raise LostMessage.left(node.path, left)
 
     def settle(self) -> None:
         """The kernel has ended, and everything that it has sent has arrived, if anybody reads."""

@@ -8,6 +8,7 @@ Within `simulated_process`, in the OS thread that simulates and nowhere else:
 - a `threading.Event` made here blocks the simulated thread that waits for it;
 - `uuid.uuid4` gives what is unique in one run, and the same in each run of a schedule;
 - an actor's message to another, and its answer, may be delayed: other threads go on before it;
+- so may be what a kernel's threads settle between them: who answers a request, say;
 - `trio_subshells.sockets` opens simulated sockets (`_zmq`);
 - `trio.to_thread.run_sync` calls the function in a step of its own. It can't wait for anything.
 
@@ -33,6 +34,7 @@ import trio
 from ..actors import _hosts, _promise
 from ..actors._queue import Queue
 from ..actors._transport import Bell
+from ..kernel import _guard, _output, _pending
 from . import _zmq
 from ._simulation import SimulatedThread, Simulation, Turn
 
@@ -225,6 +227,15 @@ _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (_promise.Promise, "resolve", _pausing(_promise.Promise.resolve)),
     (_promise.BlockingPromise, "resolve", _pausing(_promise.BlockingPromise.resolve)),
     (Queue, "attach", _attach),
+    *(
+        (where, name, _pausing(getattr(where, name)))
+        for where, names in (
+            (_pending.AnswerRight, ("begin", "settle", "give_up")),
+            (_output.OutputPort, ("status",)),
+            (_guard._Canceller, ("call", "withdraw")),
+        )
+        for name in names
+    ),
     (Queue, "put_nowait", _pausing(Queue.put_nowait)),
     (Queue, "put", _pausing(Queue.put)),
     *_zmq.REPLACED,

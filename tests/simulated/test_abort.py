@@ -1,0 +1,51 @@
+"""What an error aborts: the executes that had been sent before it was known, and nothing else."""
+
+from __future__ import annotations
+
+import trio_subshells as ts
+from trio_subshells.testing import explore_schedules, simulated_kernel
+
+from .kernels import Flag, WordsKernel, check
+
+
+@explore_schedules(100)
+async def test_what_had_come_is_aborted() -> None:
+    words = WordsKernel()
+    come = Flag()
+
+    @words.cell
+    async def fails(cell: ts.Cell) -> None:
+        await come.wait()
+        raise ts.CellError("Failed", "as was wanted", [])
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        cells = [client.execute_soon(code) for code in ("fails", "one", "other")]
+        completion = client.request("complete_request", {"code": "", "cursor_pos": 0})
+        await client.request("kernel_info_request").reply()  # which the shell channel answers
+        come.set()
+        assert (await cells[0].reply()).ename == "Failed"
+        later = client.execute_soon("later")
+        assert (await later.done()).status == "ok"
+        assert [(await cell.done()).status for cell in cells[1:]] == ["aborted", "aborted"]
+        assert (await completion.done()).status == "ok"
+        assert words.executed == ["fails", "later"]
+        await check(kernel.client)
+
+
+@explore_schedules(40)
+async def test_nothing_is_aborted_without_need() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        cells = [
+            client.execute_soon("fail", subshell=subshell, stop_on_error=False),
+            client.execute_soon("one", subshell=subshell),
+            client.execute_soon("fail"),
+            client.execute_soon("other", subshell=subshell),
+        ]
+        statuses = [(await cell.done()).status for cell in cells]
+        assert statuses == ["error", "ok", "error", "ok"]
+        await check(kernel.client)
+        await kernel.delete_subshell(subshell)
+        await check(kernel.client)

@@ -1,0 +1,112 @@
+"""Comm messages and requests: which one waits for the other, and for how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trio
+
+import trio_subshells as ts
+from trio_subshells.testing import explore_schedules, simulated_kernel
+from trio_subshells.testing._client import Client, Exchange
+
+from .kernels import Flag, WordsKernel, check
+
+
+def comm(client: Client, **data: Any) -> Exchange:
+    return client.request("comm_msg", {"comm_id": "c", "data": data})
+
+
+@explore_schedules(60, lag=0.5)  # else the cells' patience may end first
+async def test_a_cell_gets_what_a_comm_message_brings() -> None:
+    moved = Flag()
+
+    class Slider(WordsKernel):
+        value = 0
+
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            self.value = message.data["value"]
+            if self.value == 3:
+                moved.set()
+
+    slider = Slider()
+
+    @slider.cell
+    async def read(cell: ts.Cell) -> None:
+        cell.stdout(str(slider.value))
+
+    @slider.cell
+    async def follows(cell: ts.Cell) -> None:
+        await moved.wait()
+
+    async with simulated_kernel(slider) as kernel:
+        client = kernel.client
+        comm(client, value=2)
+        cells = [client.execute_soon("read") for _ in range(3)]
+        for cell in cells:
+            await cell.done()
+            assert cell.text() == "2"
+        following = client.execute_soon("follows")
+        await following.output("execute_input")
+        comm(client, value=3)
+        assert (await following.done()).status == "ok"
+        await check(kernel.client)
+
+
+@explore_schedules(40)
+async def test_a_handler_that_waits_for_a_cell_gets_it() -> None:
+    opened = Flag()
+
+    class Waiting(WordsKernel):
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            await opened.wait()
+
+    waiting = Waiting()
+
+    @waiting.cell
+    def opens(cell: ts.Cell) -> None:
+        opened.set()
+
+    async with simulated_kernel(waiting) as kernel:
+        comm(kernel.client)
+        assert (await kernel.client.execute("opens")).status == "ok"
+        await check(kernel.client)
+
+
+@explore_schedules(40)
+async def test_a_comm_message_is_interrupted_by_itself() -> None:
+    begun = Flag()
+
+    class Waiting(WordsKernel):
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            if message.data:
+                begun.set()
+                await trio.sleep_forever()
+
+    async with simulated_kernel(Waiting()) as kernel:
+        client = kernel.client
+        cell = client.execute_soon("wait")
+        await cell.output("execute_input")
+        await comm(client).idle()
+        comm(client, waits=True)
+        await begun.wait()
+        assert not cell.replies
+        assert (await kernel.interrupt()).status == "ok"
+        assert (await cell.done()).ename == "KeyboardInterrupt"
+        await check(kernel.client)
+
+
+@explore_schedules(40, lag=0)
+async def test_a_cell_waits_no_longer_than_it_must() -> None:
+    class Slow(WordsKernel):
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            await trio.sleep(0.1)
+
+    async with simulated_kernel(Slow()) as kernel:
+        start = trio.current_time()
+        comm(kernel.client)
+        assert (await kernel.client.execute("say")).status == "ok"
+        assert trio.current_time() - start < 0.5
+        await check(kernel.client)

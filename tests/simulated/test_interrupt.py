@@ -1,0 +1,174 @@
+"""Interrupts: they end what they were meant for, whatever it does, and nothing else."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+
+import trio
+
+import trio_subshells as ts
+from trio_subshells.testing import explore_schedules, simulated_kernel
+
+from .kernels import Flag, WordsKernel, check, compute
+
+
+@explore_schedules(100)
+async def test_what_comes_after_an_interrupt_is_not_its_concern() -> None:
+    words = WordsKernel()
+
+    @words.cell
+    async def steps(cell: ts.Cell) -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+
+    @words.cell
+    def catches(cell: ts.Cell) -> None:
+        with suppress(KeyboardInterrupt):
+            compute(10)
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        for code, after in (("steps", "sleep 2"), ("catches", "fail"), ("say", "block")):
+            ending = client.execute_soon(code)
+            interrupt = client.control_soon("interrupt_request")
+            assert (await interrupt.reply()).status == "ok"
+            await ending.reply()
+            next_one = client.execute_soon(after, timeout=1000)
+            wanted = {"sleep 2": None, "fail": "Failed", "block": "CellTimeout"}[after]
+            assert (await next_one.done()).ename == wanted
+        await check(client)
+
+
+@explore_schedules(150)
+async def test_an_interrupt_ends_nothing_once_it_is_answered() -> None:
+    words = WordsKernel()
+
+    @words.cell
+    async def steps(cell: ts.Cell) -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        cells = [client.execute_soon(code, stop_on_error=False) for code in ("steps", "sleep 2")]
+        interrupt = client.control_soon("interrupt_request")
+        assert (await interrupt.done()).status == "ok"
+        for cell in cells:
+            if (await cell.done()).ename is not None:
+                begun = await cell.output("execute_input")
+                answered = interrupt.replies[0].header.msg_id
+                assert client.sent[begun.header.msg_id] < client.sent[answered]
+        await check(client)
+
+
+@explore_schedules(60)
+async def test_an_interrupt_is_answered_when_the_cell_has_ended() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        for code in ("wait", "block"):
+            cell = client.execute_soon(code, subshell=subshell)
+            await cell.output("execute_input")
+            start = trio.current_time()
+            assert (await kernel.interrupt()).status == "ok"
+            assert (await cell.reply()).ename == "KeyboardInterrupt"
+            assert trio.current_time() - start < 4
+        await check(kernel.client)
+
+
+@explore_schedules(60)
+async def test_each_piece_of_a_cell_is_struck_once() -> None:
+    """Those that have been struck may clean up; those that have not are struck, too."""
+    words = WordsKernel()
+    cleaned: list[str] = []
+
+    async def piece(name: str) -> None:
+        try:
+            compute()
+            raise AssertionError("nothing has ended it")
+        finally:
+            compute(0.5)
+            cleaned.append(name)
+
+    @words.cell
+    async def computes(cell: ts.Cell) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(piece, "one")
+                nursery.start_soon(piece, "other")
+        finally:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(clean_up)
+
+    async def clean_up() -> None:
+        compute(0.5)
+        await trio.sleep(0.5)
+        cleaned.append("all")
+
+    async with simulated_kernel(words) as kernel:
+        for _ in range(2):
+            cell = kernel.client.execute_soon("computes")
+            await cell.output("execute_input")
+            interrupt = kernel.client.control_soon("interrupt_request")
+            assert (await cell.done()).ename == "KeyboardInterrupt"
+            assert sorted(cleaned) == ["all", "one", "other"]
+            cleaned.clear()
+            await interrupt.done()  # in time or not: it takes 2 s
+        assert trio.current_time() < 100
+        await check(kernel.client)
+
+
+@explore_schedules(60)
+async def test_a_second_interrupt_lifts_shields() -> None:
+    words = WordsKernel()
+
+    @words.cell
+    async def shields(cell: ts.Cell) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(30)
+
+    async with simulated_kernel(words) as kernel:
+        cell = kernel.client.execute_soon("shields")
+        await cell.output("execute_input")
+        assert (await kernel.interrupt()).ename == "TimeoutError"
+        assert not cell.replies
+        assert (await kernel.interrupt()).status == "ok"
+        assert (await cell.done()).ename == "KeyboardInterrupt"
+        assert trio.current_time() < 25
+        await check(kernel.client)
+
+
+@explore_schedules(100)
+async def test_a_canceller_is_called_within_its_block() -> None:
+    words = WordsKernel()
+    within: list[Flag] = []
+    late: list[Flag] = []
+
+    class Quit(BaseException):
+        pass
+
+    @words.cell
+    async def queries(cell: ts.Cell) -> None:
+        def cancel(query: Flag) -> None:
+            if query not in within:
+                late.append(query)
+            query.set()
+            raise Quit("which is no reason to quit")
+
+        with trio.CancelScope(shield=True):
+            for takes_long in (*[False] * 9, True, True):
+                query = Flag()
+                within.append(query)
+                with cell.on_cancel(partial(cancel, query)):
+                    await (query.wait() if takes_long else trio.lowlevel.checkpoint())
+                within.remove(query)
+
+    async with simulated_kernel(words) as kernel:
+        cell = kernel.client.execute_soon("queries")
+        await cell.output("execute_input")
+        assert (await kernel.interrupt()).status == "ok"
+        await cell.done()
+        assert not late
+        await check(kernel.client)

@@ -1,0 +1,165 @@
+"""The end of a kernel: everything is answered, everything is joined, whatever it ends of."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+
+import pytest
+import trio
+
+import trio_subshells as ts
+from trio_subshells.kernel import open_kernel
+from trio_subshells.testing import check_protocol, explore_schedules, simulated_kernel
+from trio_subshells.testing._network import Network
+
+from .kernels import Flag, WordsKernel, answered_before, check, early_client, the_simulation
+
+
+@explore_schedules(60)
+async def test_a_shutdown_is_answered_last() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        cells = [
+            client.execute_soon(code, subshell=where)
+            for where in (None, subshell)
+            for code in ("say", "wait", "next")
+        ]
+        await client.request("kernel_info_request").reply()  # now all of them have come
+        deleting = client.control_soon("delete_subshell_request", subshell_id=subshell)
+        stopping = client.control_soon("shutdown_request", restart=False)  # after the delete
+        assert (await stopping.reply()).status == "ok"
+        assert not any("subshell" in name for name in kernel.threads)
+        await check(kernel.client)
+        for cell in cells:
+            if cell.replies[0].content.get("ename") != "UnknownSubshell":
+                assert answered_before(client, cell, stopping)
+        assert deleting.replies
+
+
+class SlowToStart(WordsKernel):
+    """Its start takes as long as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starting, self.started = Flag(), Flag()
+
+    @asynccontextmanager
+    async def lifespan(self, kernel: ts.RunningKernel) -> AsyncIterator[None]:
+        self.starting.set()
+        await self.started.wait()
+        yield
+
+
+async def serve(
+    words: WordsKernel,
+    network: Network,
+    scope: trio.CancelScope,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a kernel in the calling thread, until it is shut down or cancelled."""
+
+    async def unjoinable(status: int) -> None:
+        raise AssertionError("there is something that can't be ended")
+
+    with scope:
+        async with open_kernel(
+            words,
+            make_raiser=network.make_raiser,
+            on_unjoinable=unjoinable,
+            open_ground=lambda: nullcontext(network),
+        ) as running:
+            task_status.started()
+            await running.wait_closed()
+
+
+@explore_schedules(40)
+async def test_who_comes_early_is_served() -> None:
+    words = SlowToStart()
+    network = Network(the_simulation())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, words, network, trio.CancelScope())
+        await words.starting.wait()
+        async with early_client(network) as client:
+            creating = client.control_soon("create_subshell_request")
+            cell = client.execute_soon("say")
+            assert (await client.control("kernel_info_request")).status == "ok"
+            words.started.set()
+            assert (await creating.done()).status == "ok"
+            assert (await cell.done()).status == "ok"
+            assert (await client.control("shutdown_request", restart=False)).status == "ok"
+            check_protocol(client)
+
+
+@explore_schedules(40)
+async def test_who_shuts_down_early_is_served() -> None:
+    words = SlowToStart()
+    network = Network(the_simulation())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, words, network, trio.CancelScope())
+        await words.starting.wait()
+        async with early_client(network) as client:
+            client.execute_soon("say")
+            await client.request("kernel_info_request").reply()
+            stopping = client.control_soon("shutdown_request", restart=False)
+            await stopping.busy()
+            words.started.set()
+            assert (await stopping.done()).status == "ok"
+            await check(client)
+
+
+@explore_schedules(40)
+async def test_a_kernel_that_is_cancelled_ends_in_good_order() -> None:
+    network = Network(the_simulation())
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve, WordsKernel(), network, scope)
+        async with early_client(network) as client:
+            running, queued = client.execute_soon("wait"), client.execute_soon("next")
+            await client.request("kernel_info_request").reply()
+            await running.output("execute_input")
+            scope.cancel()
+            assert (await running.done()).ename == "KernelShutdown"
+            assert (await queued.done()).status == "aborted"
+
+
+@explore_schedules(20)
+async def test_a_kernel_that_dies_answers_everything() -> None:
+    dies, hangs = Flag(), Flag()
+
+    class Dying(WordsKernel):
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+            async with trio.open_nursery() as nursery:
+                if info.is_main:
+                    nursery.start_soon(self.die)
+                elif hangs.is_set():
+                    await trio.sleep_forever()
+                yield
+                nursery.cancel_scope.cancel()
+
+        async def die(self) -> None:
+            await dies.wait()
+            raise ValueError("as was wanted")
+
+    with pytest.raises(ValueError, match="as was wanted"):
+        async with simulated_kernel(Dying()) as kernel:
+            client = kernel.client
+            subshell = await kernel.create_subshell()
+            cells = {
+                where: [client.execute_soon(code, subshell=where) for code in ("wait", "next")]
+                for where in (None, subshell)
+            }
+            hangs.set()
+            creating = client.control_soon("create_subshell_request")
+            await creating.busy()
+            await client.request("kernel_info_request").reply()
+            for running, _ in cells.values():
+                await running.output("execute_input")
+            dies.set()
+            for running, queued in cells.values():
+                assert (await running.done()).ename == "KernelDied"
+                assert (await queued.done()).status == "aborted"
+            assert (await creating.done()).ename in {"KernelDied", "RuntimeError"}
+            await check(client)

@@ -1,0 +1,45 @@
+"""Subshells among themselves: one that dies, and what becomes of the others."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+import trio_subshells as ts
+from trio_subshells.testing import explore_schedules, simulated_kernel
+
+from .kernels import Flag, WordsKernel, check
+
+
+@explore_schedules(60)
+async def test_a_subshell_that_dies_answers_everything() -> None:
+    dies = Flag()
+
+    class Dying(WordsKernel):
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+            async with trio.open_nursery() as nursery:
+                if not info.is_main:
+                    nursery.start_soon(self.die)
+                yield
+                nursery.cancel_scope.cancel()
+
+        async def die(self) -> None:
+            await dies.wait()
+            raise ValueError("as was wanted")
+
+    async with simulated_kernel(Dying()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        running, queued = [client.execute_soon(code, subshell=subshell) for code in ("wait", "on")]
+        elsewhere = client.execute_soon("sleep 5")
+        await client.request("kernel_info_request").reply()
+        await running.output("execute_input")
+        dies.set()
+        assert (await running.done()).ename == "SubshellDied"
+        assert (await queued.done()).status == "aborted"
+        assert (await client.execute("late", subshell=subshell)).ename == "UnknownSubshell"
+        assert (await elsewhere.done()).status == "ok"
+        await check(client)
