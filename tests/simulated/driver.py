@@ -17,7 +17,7 @@ import trio
 from trio_subshells.testing import Client, Exchange, KernelUnderTest, check_protocol
 
 from .plans import GHOST, Plan, Step
-from .programs import Expected, expected
+from .programs import ASKING, ENDLESS, Expected, expected
 
 PATIENCE: Final = 30.0
 """Seconds after which what goes on is ended."""
@@ -195,6 +195,8 @@ class Use:
 
     async def _end_everything(self) -> None:
         client = self._kernel.client
+        if self._patience == PATIENCE:
+            await self._end_by_itself()
         for _ in range(round(ROUNDS * PATIENCE / self._patience)):
             with trio.move_on_after(self._patience):
                 for each in self._under_way:
@@ -211,6 +213,32 @@ class Use:
                 await self._delete_all()
             if self._plan.end in ("shutdown", "restart"):
                 await self._kernel.shutdown(restart=self._plan.end == "restart")
+
+    async def _end_by_itself(self) -> None:
+        """What nobody has to end is done after a while: else a request has been forgotten."""
+        with trio.move_on_after(4 * self._patience):
+            for each in self._under_way:
+                await _end_of(each)
+        if self._plan.tasks or self._shut_down is not None:
+            return
+        endless = {
+            self._done[number].message.header.subshell_id
+            for number, step in enumerate(self._plan.steps, 1)
+            if number in self._done and self._may_not_end(step)
+        }
+        forgotten = [
+            each
+            for each in self._under_way
+            if not each.message.header.msg_type.startswith("comm_")
+            and (each.channel == "control" or each.message.header.subshell_id not in endless)
+        ]
+        assert not forgotten, f"forgotten: {forgotten}"
+
+    def _may_not_end(self, step: Step) -> bool:
+        if step.action == "comm_open":
+            return "block" in step.words
+        words = {*ENDLESS, "stuck", *(ASKING if self._late_answers else ())}
+        return not words.isdisjoint(step.words)
 
     async def _delete_all(self) -> None:
         # Again and again: a client that has gone may have asked for one that isn't there yet.

@@ -243,11 +243,18 @@ def the_second_answered_first(script: Script) -> None:
     script.idle(second)
 
 
-def a_comm_message_is_refused_by_an_abort(script: Script) -> None:
+def a_list_is_aborted(script: Script) -> None:
     request = script.control("list_subshell_request")
     script.busy(request)
     script.reply(request, "aborted")
     script.idle(request)
+
+
+def what_is_no_cell_is_aborted(script: Script) -> None:
+    first = script.execute("x")
+    second = script.client.request("complete_request", {"code": "", "cursor_pos": 0}).message
+    script.served(first, ename="E")
+    script.aborted(second)
 
 
 def aborted_for_nothing(script: Script) -> None:
@@ -508,7 +515,8 @@ BREAKS: list[tuple[Callable[[Script], None], str]] = [
     (two_at_once, "'y' was begun in the main shell before execute 'x' was done"),
     (the_second_first, "which was sent before it"),
     (the_second_answered_first, "was answered before execute 'x'"),
-    (a_comm_message_is_refused_by_an_abort, "which is for shells"),
+    (a_list_is_aborted, "which is for shells"),
+    (what_is_no_cell_is_aborted, "complete .* which is for cells"),
     (aborted_for_nothing, "'y' was aborted, and nothing"),
     (aborted_after_the_error_was_known, "'y' was aborted, and nothing"),
     (aborted_though_nobody_wanted_that, "'y' was aborted, and nothing"),

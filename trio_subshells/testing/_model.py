@@ -11,7 +11,7 @@ kernel as for a real one, whatever happened meanwhile: subshells deleted, cells 
    that are to be counted: one further each.
 4. An execute request is aborted for a reason only: the one served before it in its shell has failed
    (and wanted that), and it was not sent in the knowledge of that; or its shell was ended. Once one
-   has been served again, the failure is forgotten.
+   has been served again, the failure is forgotten. Other requests are aborted at the end only.
 5. What ended a cell from outside had been asked for: each interrupt ends one request of a shell at
    most, and none that was sent after the interrupt had been answered; a timeout had passed; a
    subshell was being deleted, the kernel being shut down.
@@ -226,6 +226,13 @@ class _History:
                 yield f"{request} was answered with the status {status!r}"
             elif status == "aborted" and not request.is_for_a_shell:
                 yield f"{request} was aborted, which is for shells"
+            elif status == "aborted" and not (
+                request.executes
+                or self._was_ended(request, self._shutdowns)
+                or self._was_ended(request, self._deletes)
+                or self._has_died(request.shell)
+            ):
+                yield f"{request} was aborted, which is for cells, or for the end of a shell"
             elif request.executes:
                 missing = [each for each in _OF_EXECUTE[status] if each not in reply.content]
                 if missing:
