@@ -170,16 +170,15 @@ class Use:
                     await exchange.busy()
 
     async def _answer_prompts(self, client: Client) -> None:
-        late = []
+        held = []
         while True:
-            prompt = await client.prompt()
-            if self._late_answers:
-                late.append(prompt)
+            held.append(await client.prompt())
+            if self._late_answers and len(held) < 2:
                 continue
-            for each in (*late, prompt):
-                text = f"{each.content['prompt']}yes"
-                client.answer(each, text, parent=self._plan.named)
-            late.clear()
+            for prompt in reversed(held):  # not in the order in which they were asked
+                text = f"{prompt.content['prompt']}yes"
+                client.answer(prompt, text, parent=self._plan.named)
+            held.clear()
 
     # --------------------------------------------------------------------------- and the end
 

@@ -68,7 +68,7 @@ class Plan:
         tasks: whether subshells are tasks of the main shell's loop.
         two: whether there is a second client.
         named: whether an answer to a prompt says which prompt it answers.
-        prompt: whether prompts are answered at once; else at the end.
+        prompt: whether prompts are answered at once; else two at a time, the second one first.
         most: how many subshells there may be at once; None: as many as may be.
         end: what happens when all is done: ``delete``, ``shutdown``, ``restart`` or ``leave``.
     """
