@@ -162,7 +162,10 @@ async def test_a_canceller_is_called_within_its_block() -> None:
                 query = Flag()
                 within.append(query)
                 with cell.on_cancel(partial(cancel, query)):
-                    await (query.wait() if takes_long else trio.lowlevel.checkpoint())
+                    if takes_long:
+                        await query.wait()
+                    else:
+                        await trio.lowlevel.checkpoint()
                 within.remove(query)
 
     async with simulated_kernel(words) as kernel:
