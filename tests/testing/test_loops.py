@@ -226,6 +226,73 @@ def test_all_who_wait_for_idle_are_told_in_the_order_of_their_cushions(cushion: 
         assert stepper.loop.finished
 
 
+def test_calls_from_outside_are_made_in_their_order_and_one_alike_once() -> None:
+    made: list[object] = []
+
+    async def body() -> None:
+        token = trio.lowlevel.current_trio_token()
+        done = trio.Event()
+
+        def call_again() -> None:
+            made.append("call")
+            token.run_sync_soon(made.append, "called by a call")
+            token.run_sync_soon(done.set)
+
+        for _ in range(2):
+            token.run_sync_soon(made.append, "idempotent", idempotent=True)
+        token.run_sync_soon(call_again)
+        assert not made
+        await done.wait()
+
+    Stepper(body).run()
+    assert made == ["call", "idempotent", "called by a call"]
+
+
+def test_a_call_is_made_as_a_system_task() -> None:
+    names: list[str] = []
+
+    async def body() -> None:
+        done = trio.Event()
+
+        def call() -> None:
+            names.append(trio.lowlevel.current_task().name)
+            trio.lowlevel.spawn_system_task(trio.lowlevel.checkpoint)
+            done.set()
+
+        trio.lowlevel.current_trio_token().run_sync_soon(call)
+        await done.wait()
+
+    Stepper(body).run()
+    assert names == ["<TrioToken.run_sync_soon task>"]
+
+
+def test_a_call_that_raises_ends_the_loop() -> None:
+    async def body() -> None:
+        trio.lowlevel.current_trio_token().run_sync_soon(int, "rubbish")
+        await trio.sleep_forever()
+
+    with pytest.raises(trio.TrioInternalError) as info:
+        Stepper(body).run()
+    causes: BaseException | None = info.value
+    while causes is not None and not isinstance(causes, ValueError):
+        causes = causes.exceptions[0] if isinstance(causes, ExceptionGroup) else causes.__cause__
+    assert "rubbish" in str(causes)
+
+
+def test_a_call_before_the_end_is_made_and_one_after_it_is_refused() -> None:
+    made: list[str] = []
+    tokens: list[trio.lowlevel.TrioToken] = []
+
+    async def body() -> None:
+        tokens.append(trio.lowlevel.current_trio_token())
+        tokens[0].run_sync_soon(made.append, "at the end")
+
+    Stepper(body).run()
+    assert made == ["at the end"]
+    with pytest.raises(trio.RunFinishedError):
+        tokens[0].run_sync_soon(made.append, "too late")
+
+
 def test_two_loops_take_turns_in_one_thread() -> None:
     seen: list[tuple[str, object]] = []
 
