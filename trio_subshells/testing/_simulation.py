@@ -426,7 +426,7 @@ class Simulation:
             if self._fresh:
                 default = self._take_fresh(last, default)
             if preferred is not None and preferred in turns:
-                default = turns.index(preferred)
+                default = len(turns) - 1 if turns[-1] is preferred else turns.index(preferred)
             if len(self.trace) >= self._max_steps:
                 if self.failure is not None:
                     return None
@@ -661,8 +661,8 @@ class Simulation:
         """When the next thing is due, in virtual seconds; `math.inf` if nothing is."""
         due = self._timers[0][0] if self._timers else math.inf
         for thread in self.threads:
-            if thread.blocked is None:
-                due = min(due, thread.loop.next_deadline())
+            if thread.blocked is None and (deadline := thread.loop.next_deadline()) < due:
+                due = deadline
         return due
 
     def _pass_time(self) -> None:
