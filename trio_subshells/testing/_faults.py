@@ -651,8 +651,8 @@ def _may_raise(task: trio.lowlevel.Task) -> bool:
     """Whether a task waits at an await of its actor's own code, which may fail.
 
     Others are: what has not begun; trio's own wait for a nursery's tasks, and a warden's for its
-    thread, which can't fail, as all that they hold together would come apart; and what is around an
-    actor, or serves its loop.
+    thread, which can't fail, as all that they hold together would come apart; a checkpoint after
+    something that is done, and isn't undone; and what is around an actor, or serves its loop.
     """
     if inspect.getcoroutinestate(task.coro) != inspect.CORO_SUSPENDED:
         return False
@@ -666,6 +666,8 @@ def _may_raise(task: trio.lowlevel.Task) -> bool:
             names.add(frame.f_code.co_name)
             module = frame.f_globals.get("__name__", "")
             own_code = own_code or not module.startswith(_NOT_AN_ACTORS)
+    if "cancel_shielded_checkpoint" in names and "checkpoint" not in names:
+        return False
     return own_code and names.isdisjoint(_CANT_FAIL)
 
 
