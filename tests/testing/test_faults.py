@@ -46,7 +46,7 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def run(body: Body, schedules: int = 20) -> Exploration:
+def run(body: Body, schedules: int = 15) -> Exploration:
     return explore(body, schedules=schedules, max_time=LONGEST, max_steps=20_000)
 
 
@@ -339,8 +339,8 @@ def test_a_kernel_keeps_its_promises_whatever_goes_wrong(kind: str) -> None:
             assert isinstance(kernel.failure, InjectedFault)
             seen["ended"] += 1
 
-    run(body, 60)
-    assert seen.total() >= 10
+    run(body, 40)
+    assert seen.total() >= 8
     assert bool(seen["ended"]) == (kind == "actor")
 
 
