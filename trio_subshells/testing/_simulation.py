@@ -358,7 +358,11 @@ class Simulation:
 
     def _switch_to(self, turn: Turn) -> None:
         """Let the greenlet of its thread go on."""
-        turn.thread.greenlet.switch()  # type: ignore[union-attr]  # a turn that was decided has one
+        going_on = turn.thread.greenlet  # type: ignore[union-attr]  # what was decided has one
+        if going_on.dead:  # so is its loop: nothing of it happens any more
+            self._turn = self._decide()
+        else:
+            going_on.switch()
 
     def _step(self, thread: SimulatedThread, task: trio.lowlevel.Task | None) -> None:
         before = self._entered
