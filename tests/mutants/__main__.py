@@ -29,9 +29,10 @@ def main() -> int | str:
     one.add_argument("--strategy", choices=_run.STRATEGIES, help="another than the test's own")
     one.add_argument("--schedules", type=int, help="how many, at most")
     one.add_argument("--seconds", type=float, help="for how long, at most")
+    one.add_argument("--all", action="store_true", help="by the other strategies as well")
     one.add_argument("--json", action="store_true", help="a line of JSON at the end, no pictures")
     table = commands.add_parser("table", help="measure them all, and write docs/testing.md's table")
-    table.add_argument("names", nargs="*", help="only these; the other rows stay as they are")
+    table.add_argument("names", nargs="*", help="only these; the other rows stay; -: none, write")
     given = parser.parse_args()
     try:
         match given.command:
@@ -76,8 +77,9 @@ def _run_one(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as pictures:
         if given.json:
             options += ["--schedule-dir", pictures]
-        result = _run.run_here(mutant, test, options, given.strategy)
-    print(_run.as_json(result) if given.json else result)
+        others = _run.STRATEGIES[1:] if given.all else ()
+        result, found = _run.run_here(mutant, test, options, given.strategy, others)
+    print(_run.as_json(result, found) if given.json else result)
     return 0 if result.caught else 1
 
 

@@ -14,10 +14,12 @@ import linecache
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
+from unittest import mock
 
 import attrs
 import pytest
@@ -89,25 +91,53 @@ class _PatchedLoader(importlib.machinery.SourceFileLoader):
 
 
 class _Watch:
-    """A pytest plugin that keeps what came of the test, and lets it explore otherwise."""
+    """A pytest plugin that keeps what came of the test, and lets it explore otherwise.
 
-    def __init__(self, strategy: str | None) -> None:
+    Args:
+        strategy: another than the test's own.
+        others: by which it is run before, too, only to see what comes of it.
+    """
+
+    def __init__(self, strategy: str | None, others: Sequence[str]) -> None:
         self.result = Result()
+        self.others: dict[str, Result] = {}
         self._strategy = strategy
-        self._explores = False
+        self._others = others
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         from trio_subshells.testing import _explore
 
-        if self._strategy is not None:
-            outside = _explore.settings.get()
-            _explore.settings.set(attrs.evolve(outside, strategy=_strategy(self._strategy)))
-        start = time.process_time()
-        try:
-            result = yield
-        except _explore.ScheduleFailed as error:
-            self.result = Result(
+        for name in self._others:
+            with (
+                _exploring_by(name),
+                mock.patch.object(_explore, "shrink", lambda found, *_: found),
+                mock.patch.object(_explore, "make_report", return_value=None),
+            ):
+                start = time.process_time()
+                try:
+                    item.runtest()
+                except Exception as error:
+                    self.others[name] = _result_of(error, start)
+                else:
+                    self.others[name] = Result(passed=True)
+        with _exploring_by(self._strategy) if self._strategy is not None else nullcontext():
+            start = time.process_time()
+            try:
+                result = yield
+            except BaseException as error:
+                self.result = _result_of(error, start)
+                raise
+            self.result = Result(passed=True, seconds=time.process_time() - start)
+            return result
+
+
+def _result_of(error: BaseException, start: float) -> Result:
+    from trio_subshells.testing import _explore
+
+    match error:
+        case _explore.ScheduleFailed():
+            return Result(
                 caught=True,
                 schedules=error.number,
                 seconds=error.seconds,
@@ -115,16 +145,24 @@ class _Watch:
                 strategy=error.strategy,
                 failure=_line(error.failure),
             )
-            raise
-        except _explore.UncontrolledNondeterminism as error:
-            self.result = Result(failure=_line(error))
-            raise
-        except BaseException as error:
+        case _explore.UncontrolledNondeterminism():
+            return Result(failure=_line(error))
+        case _:
             seconds = time.process_time() - start
-            self.result = Result(caught=True, seconds=seconds, failure=_line(error))
-            raise
-        self.result = Result(passed=True, seconds=time.process_time() - start)
-        return result
+            return Result(caught=True, seconds=seconds, failure=_line(error))
+
+
+@contextmanager
+def _exploring_by(name: str) -> Iterator[None]:
+    """Let explorations use another strategy."""
+    from trio_subshells.testing import _explore
+
+    outside = _explore.settings.get()
+    token = _explore.settings.set(attrs.evolve(outside, strategy=_strategy(name)))
+    try:
+        yield
+    finally:
+        _explore.settings.reset(token)
 
 
 def _strategy(name: str) -> Any:
@@ -152,68 +190,83 @@ def _line(error: BaseException) -> str:
 
 
 def run_here(
-    mutant: Mutant | None, test: str, options: Sequence[str], strategy: str | None
-) -> Result:
-    """Run a test in this process, which must not have imported the module yet."""
-    if mutant is not None:
-        assert mutant.module not in sys.modules, f"{mutant.module} has been imported too soon"
-        sys.meta_path.insert(0, _Patch(mutant))
-    watch = _Watch(strategy)
+    mutant: Mutant,
+    test: str,
+    options: Sequence[str],
+    strategy: str | None = None,
+    others: Sequence[str] = (),
+) -> tuple[Result, dict[str, Result]]:
+    """Run a test in this process, which must not have imported the module yet.
+
+    Args:
+        mutant: which bug the code has.
+        test: what pytest is to run.
+        options: of pytest.
+        strategy: another than the test's own.
+        others: by which it is run before, too, only to see what comes of it.
+    """
+    assert mutant.module not in sys.modules, f"{mutant.module} has been imported too soon"
+    sys.meta_path.insert(0, _Patch(mutant))
+    watch = _Watch(strategy, others)
     arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *options]
     pytest.main([*arguments, str(ROOT / test)], [watch])
-    return watch.result
+    return watch.result, watch.others
 
 
 # ------------------------------------------------------------------------ in the parent process
 
 
-def run(
-    mutant: Mutant,
-    *,
-    strategy: str | None = None,
-    schedules: int | None = None,
-    seconds: float | None = None,
-    timeout: float = 300,
-) -> Result:
-    """Run a mutant's test in a process of its own.
+def run(mutant: Mutant, timeout: float = 300) -> Result:
+    """Run a mutant's test, as it is, in a process of its own.
 
     Args:
         mutant: which.
-        strategy: another than the test's; one of `STRATEGIES`.
-        schedules: how many at most; as the test says, if `seconds` isn't said either.
-        seconds: for how long at most.
         timeout: after how many seconds of real time the process is killed: the mutant has made it
             hang, in a way that the simulator doesn't see.
     """
-    command = [sys.executable, str(HERE), "run", mutant.name, "--json"]
-    if strategy is not None:
-        command += ["--strategy", strategy]
-    if schedules is not None:
-        command += ["--schedules", str(schedules)]
-    if seconds is not None:
-        command += ["--seconds", str(seconds)]
+    return _in_a_process(["run", mutant.name, "--json"], timeout)[0]
+
+
+def measure(mutant: Mutant, schedules: int, seconds: float) -> dict[str, Result]:
+    """What each strategy makes of a mutant.
+
+    Args:
+        mutant: which.
+        schedules: how many at most, for each.
+        seconds: for how long at most, for each.
+    """
+    options = ["--schedules", str(schedules), "--seconds", str(seconds), "--all"]
+    result, others = _in_a_process(["run", mutant.name, "--json", *options], 120)
+    if not result.caught:  # one of the others has made it hang
+        result = run(mutant)
+    return {STRATEGIES[0]: result, **others}
+
+
+def _in_a_process(arguments: Sequence[str], timeout: float) -> tuple[Result, dict[str, Result]]:
     try:
         done = subprocess.run(
-            command,
+            [sys.executable, str(HERE), *arguments],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
             timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired as expired:
         output = (expired.output or b"").decode("utf-8", "replace")
-        return Result(failure=f"it hung: no end after {timeout:g} s", output=output)
-    output, _, last = done.stdout.rstrip().rpartition("\n")
+        return Result(failure=f"it hung: no end after {timeout:g} s", output=output), {}
+    output, _, last = done.stdout.decode("utf-8", "replace").rstrip().rpartition("\n")
     try:
-        return Result(**json.loads(last), output=output)
+        result, others = json.loads(last)
+        return Result(**result, output=output), {name: Result(**others[name]) for name in others}
     except (ValueError, TypeError):
-        return Result(failure=f"the process has ended with {done.returncode}", output=done.stdout)
+        failure = f"the process has ended with {done.returncode}"
+        return Result(failure=failure, output=f"{output}\n{last}"), {}
 
 
-def as_json(result: Result) -> str:
-    """One line, for `run`."""
-    return json.dumps(attrs.asdict(result, filter=attrs.filters.exclude("output")))
+def as_json(result: Result, others: dict[str, Result]) -> str:
+    """One line, for the process that waits for it."""
+    without_output = attrs.filters.exclude("output")
+    plain = {name: attrs.asdict(each, filter=without_output) for name, each in others.items()}
+    return json.dumps([attrs.asdict(result, filter=without_output), plain])

@@ -11,6 +11,7 @@ import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import _corpus, _run
@@ -20,14 +21,14 @@ PAGE = ROOT / "docs" / "testing.md"
 MEASURED = HERE / "measured.json"
 BEGIN = "<!-- The mutants; made by: python tests/mutants table -->"
 END = "<!-- The end of the mutants -->"
-SCHEDULES, SECONDS = 2_000, 10
+SCHEDULES, SECONDS = 1_000, 5
 
 Row = dict[str, list[Any]]
 """For each strategy: schedules, seconds, deviations; or nothing: not caught."""
 
 
 def write(names: Sequence[str]) -> None:
-    """Measure mutants, and write the table.
+    """Measure mutants, and write the table. A row that was never measured has empty cells.
 
     Args:
         names: which to measure; none: all. ``-``: none, only write.
@@ -35,35 +36,34 @@ def write(names: Sequence[str]) -> None:
     mutants = _corpus.load()
     measured: dict[str, Row] = json.loads(MEASURED.read_text("utf-8")) if MEASURED.exists() else {}
     wanted = [] if list(names) == ["-"] else [_corpus.find(name) for name in names] or mutants
-    for number, mutant in enumerate(wanted):
-        measured[mutant.name] = _measure(mutant)
-        print(f"{number + 1}/{len(wanted)} {mutant.name} {measured[mutant.name]}", flush=True)
-        _save(mutants, measured)
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, row in zip(wanted, pool.map(_measure, wanted), strict=True):
+            measured[mutant.name] = row
+            print(mutant.name, row, flush=True)
+            _save(mutants, measured)
     _save(mutants, measured)
 
 
 def _save(mutants: list[Mutant], measured: dict[str, Row]) -> None:
-    rows = {each.name: measured[each.name] for each in mutants if each.name in measured}
+    rows = {each.name: measured.get(each.name, {}) for each in mutants}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     MEASURED.write_text(f"{{\n{lines}\n}}\n", "utf-8")
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         sys.exit(f"{PAGE} lacks the lines {BEGIN!r} and {END!r}")
-    table = "\n".join(_table([each for each in mutants if each.name in rows], rows))
+    table = "\n".join(_table(mutants, rows))
     PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", "utf-8")
 
 
 def _measure(mutant: Mutant) -> Row:
     row: Row = {}
-    for strategy in _run.STRATEGIES:
-        result = _run.run(mutant, strategy=strategy, schedules=SCHEDULES, seconds=SECONDS)
+    for strategy, result in _run.measure(mutant, SCHEDULES, SECONDS).items():
         if not result.caught and not result.passed:
-            sys.exit(f"{mutant.name}, {strategy}: {result.failure}\n{result.output}")
+            print(f"{mutant.name}, {strategy}: {result.failure}\n{result.output}")
+            continue
         found = [result.schedules, round(result.seconds, 3), result.deviations]
         row[strategy] = found if result.caught else []
-        if result.caught and not result.schedules:  # by a test that doesn't explore
-            break
     return row
 
 
@@ -80,21 +80,26 @@ def _table(mutants: list[Mutant], rows: dict[str, Row]) -> Iterator[str]:
     )
     for mutant in mutants:
         row = rows[mutant.name]
-        cells = [_cell(row.get(strategy, [])) for strategy in _run.STRATEGIES]
-        first = row[_run.STRATEGIES[0]]
+        cells = [_cell(row.get(strategy)) for strategy in _run.STRATEGIES]
+        first = row.get(_run.STRATEGIES[0])
         deviations = str(first[2]) if first and first[0] else ""
         about = f"`{mutant.name}`: {mutant.what} {_sources(mutant)}"
         yield f"| {' | '.join([about, *cells, deviations])} |"
     medians = [_median(rows, strategy) for strategy in _run.STRATEGIES]
-    deviations = [row[_run.STRATEGIES[0]][2] for row in rows.values() if row[_run.STRATEGIES[0]]]
-    yield f"| **median** | {' | '.join(medians)} | {statistics.median(deviations or [0]):g} |"
+    found = [row.get(_run.STRATEGIES[0]) for row in rows.values()]
+    deviations = [each[2] for each in found if each and each[0]]
+    median = f"{statistics.median(deviations or [0]):g}"
+    yield f"| **Caught, and the median number of schedules** | {' | '.join(medians)} | {median} |"
 
 
-def _cell(found: list[Any]) -> str:
+def _cell(found: list[Any] | None) -> str:
+    if found is None:
+        return ""
     if not found:
         return "–"
     schedules, seconds, _ = found
-    return f"{schedules:,} in {seconds:.2g} s" if schedules else f"{seconds:.2g} s"
+    milliseconds = f"{max(1, round(seconds * 1000)):,} ms"
+    return f"{schedules:,} in {milliseconds}" if schedules else milliseconds
 
 
 def _median(rows: dict[str, Row], strategy: str) -> str:
@@ -104,7 +109,7 @@ def _median(rows: dict[str, Row], strategy: str) -> str:
         return "–"
     schedules = statistics.median(each[0] if each else math.inf for each in explored)
     caught = sum(bool(each) for each in explored)
-    return f"**{schedules:,g}**; {caught} of {len(explored)}"
+    return f"{caught} of {len(explored)}; {schedules:,g}"
 
 
 def _sources(mutant: Mutant) -> str:

@@ -1,4 +1,4 @@
-"""Each mutant is caught, by a test of the suite, as that test is."""
+"""Each mutant is caught, by a test of the suite, as that test is; and the table tells of each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from . import _corpus, _run
+from . import _corpus, _run, _table
 from ._corpus import Mutant
 
 MUTANTS = _corpus.load()
@@ -52,3 +52,8 @@ def test_it_is_caught(mutant: Mutant, results: Results) -> None:
     assert not result.passed, f"{mutant.caught_by} doesn't notice: {mutant.what} {again}"
     assert result.caught, f"{result.failure}\n{result.output}\n{again}"
     assert result.deviations <= MOST_DEVIATIONS, f"{result}\n{result.output}\n{again}"
+
+
+def test_the_table_tells_of_each() -> None:
+    names = [each.name for each in MUTANTS]
+    assert _table.names_in_the_table() == names, "make it anew: python tests/mutants table NEW_NAME"
