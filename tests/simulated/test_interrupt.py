@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from functools import partial
 
@@ -40,18 +41,24 @@ async def test_what_comes_after_an_interrupt_is_not_its_concern() -> None:
         await check(client)
 
 
-@explore_schedules(150)
+@explore_schedules(100)
 async def test_an_interrupt_ends_nothing_once_it_is_answered() -> None:
     words = WordsKernel()
+    come = Flag()
 
     @words.cell
-    async def steps(cell: ts.Cell) -> None:
-        for _ in range(3):
-            await trio.lowlevel.checkpoint()
+    async def queries(cell: ts.Cell) -> None:
+        await come.wait()
+        returned = threading.Event()
+        with cell.on_cancel(returned.set):
+            returned.wait()
 
     async with simulated_kernel(words) as kernel:
         client = kernel.client
-        cells = [client.execute_soon(code, stop_on_error=False) for code in ("steps", "sleep 2")]
+        cells = [client.execute_soon(code, stop_on_error=False) for code in ("queries", "sleep 2")]
+        await client.request("kernel_info_request").reply()  # both have come
+        await cells[0].output("execute_input")
+        come.set()
         interrupt = client.control_soon("interrupt_request")
         assert (await interrupt.done()).status == "ok"
         for cell in cells:
@@ -140,38 +147,52 @@ async def test_a_second_interrupt_lifts_shields() -> None:
         await check(kernel.client)
 
 
-@explore_schedules(100)
-async def test_a_canceller_is_called_within_its_block() -> None:
+@explore_schedules(60)
+async def test_a_canceller_is_called_as_long_as_it_is_there() -> None:
     words = WordsKernel()
-    within: list[Flag] = []
-    late: list[Flag] = []
 
     class Quit(BaseException):
         pass
 
     @words.cell
     async def queries(cell: ts.Cell) -> None:
-        def cancel(query: Flag) -> None:
-            if query not in within:
-                late.append(query)
-            query.set()
+        def cancel(cancelled: Flag) -> None:
+            cancelled.set()
             raise Quit("which is no reason to quit")
 
         with trio.CancelScope(shield=True):
-            for takes_long in (*[False] * 9, True, True):
-                query = Flag()
-                within.append(query)
-                with cell.on_cancel(partial(cancel, query)):
-                    if takes_long:
-                        await query.wait()
-                    else:
-                        await trio.lowlevel.checkpoint()
-                within.remove(query)
+            for _ in range(2):
+                cancelled = Flag()
+                with cell.on_cancel(partial(cancel, cancelled)):
+                    await cancelled.wait()
 
     async with simulated_kernel(words) as kernel:
         cell = kernel.client.execute_soon("queries")
         await cell.output("execute_input")
         assert (await kernel.interrupt()).status == "ok"
-        await cell.done()
-        assert not late
+        await check(kernel.client)
+
+
+@explore_schedules(60)
+async def test_a_canceller_is_called_within_its_block() -> None:
+    words = WordsKernel()
+    answered = Flag()
+    connected = [True]
+    called: list[bool] = []
+
+    @words.cell
+    async def queries(cell: ts.Cell) -> None:
+        with cell.on_cancel(lambda: called.append(connected[-1])):
+            await answered.wait()
+        connected.append(False)
+        await trio.lowlevel.checkpoint()
+
+    async with simulated_kernel(words) as kernel:
+        cell = kernel.client.execute_soon("queries")
+        await cell.output("execute_input")
+        interrupt = kernel.client.control_soon("interrupt_request")
+        await interrupt.busy()
+        answered.set()
+        assert (await interrupt.done()).status == "ok"
+        assert all(called)
         await check(kernel.client)
