@@ -121,6 +121,7 @@ class Use:
             case "stop reading":
                 self._deaf.append(client)
                 client.stop_reading("shell")
+                client.stop_reading("iopub")
             case _:
                 exchange = self._ask(step, client, shell)
         if exchange is not None:
