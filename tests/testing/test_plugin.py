@@ -83,6 +83,17 @@ def replay_line(result: pytest.RunResult) -> list[str]:
     return shlex.split(line.removeprefix("Replay it:"))
 
 
+def test_only_the_failing_schedules_log_is_shown(suite: pytest.Pytester) -> None:
+    logs = "    logging.getLogger('bank').warning('an account is opened')\n    account = Account()"
+    text = RACY.replace("    account = Account()", logs)
+    suite.makepyfile(test_racy=f"import logging\n{text}")
+    shown = run(suite).stdout.str()
+    assert shown.count("Captured log call") == 1
+    assert shown.partition("Captured log call")[2].count("an account is opened") == 1
+    result = run(suite, "-p", "no:logging")
+    result.assert_outcomes(failed=1, passed=1)
+
+
 def test_the_replay_line_replays_it(suite: pytest.Pytester) -> None:
     suite.makepyfile(test_racy=RACY)
     command, *arguments = replay_line(run(suite))

@@ -70,6 +70,7 @@ class Settings:
         command: what replays a test, without the schedule: ``pytest path::test --replay``.
         name: the test's, which names the files of its report.
         details: whether reports tell of a kernel's own code, too.
+        begin: called before each run.
         tally: counts what is explored.
     """
 
@@ -82,6 +83,7 @@ class Settings:
     command: str | None = None
     name: str | None = None
     details: bool = False
+    begin: Callable[[], object] | None = None
     tally: Tally = attrs.field(factory=Tally)
 
 
@@ -254,6 +256,7 @@ def explore(
         max_time=max_time,
         starvation=starvation,
         checks=checks,
+        begin=outside.begin,
     )
     strategy = strategy or Portfolio()
     replay = _replay_line(async_fn, args, outside)

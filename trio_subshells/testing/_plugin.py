@@ -25,6 +25,7 @@ from _pytest._code.code import (
     ReprFileLocation,
     ReprTracebackNative,
 )
+from _pytest.logging import caplog_handler_key
 
 from ._errors import SimulationFailure
 from ._explore import ScheduleFailed, Settings, explore, settings
@@ -91,12 +92,25 @@ def set_for(item: pytest.Item) -> Iterator[None]:
             command=f"pytest {test} {_replay_option(config)}",
             name=name,
             details=config.getoption("schedule_details", False),
+            begin=functools.partial(_forget_logs, item),
         )
     )
     try:
         yield
     finally:
         settings.reset(token)
+
+
+def _forget_logs(item: pytest.Item) -> None:
+    """Drop what earlier schedules of a test have logged.
+
+    What is shown of a failure is then the log of the failing schedule, and nothing that records
+    refer to, kernels and all, is kept for the rest of the test.
+    """
+    logs = item.config.pluginmanager.get_plugin("logging-plugin")
+    if logs is not None:
+        logs.report_handler.clear()
+        item.stash[caplog_handler_key].clear()
 
 
 def _from_here(config: pytest.Config, nodeid: str) -> str:

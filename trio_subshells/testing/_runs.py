@@ -69,6 +69,7 @@ class Runs:
         max_time: see `Simulation`.
         starvation: see `Simulation`.
         checks: see `Simulation`.
+        begin: called before each run.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Runs:
         checks: tuple[Callable[[], object], ...],
         max_time: float = math.inf,
         starvation: float = math.inf,
+        begin: Callable[[], object] | None = None,
     ) -> None:
         self._body = body
         self._max_steps = max_steps
@@ -89,6 +91,7 @@ class Runs:
         self._max_time = max_time
         self._starvation = starvation
         self._checks = checks
+        self._begin = begin
         self._left: list[tuple[str, BaseException | None]] = []
 
     def __enter__(self) -> Self:
@@ -131,6 +134,8 @@ class Runs:
             BaseException: what isn't a failure of the code, but says that all is to end:
                 `KeyboardInterrupt`, `SystemExit`, pytest's skip and xfail.
         """
+        if self._begin is not None:
+            self._begin()
         random.seed(0)
         simulation = Simulation(
             chooser,
