@@ -84,6 +84,38 @@ async def test_what_has_come_before_an_error_is_aborted() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(60)
+async def test_what_has_come_before_each_error_is_aborted() -> None:
+    """Not only before the first one."""
+    words = WordsKernel()
+    come = 0
+
+    @words.cell
+    def fail_now(cell: ts.Cell) -> None:
+        nonlocal come
+        come = 3 - len(under_way)
+        raise ts.CellError("Failed", "as was wanted", [])
+
+    async with simulated_kernel(words) as kernel:
+        under_way = kernel.client._sockets["shell"]._line
+        for _ in range(3):
+            cells = [kernel.client.execute_soon(code) for code in ("fail_now", "say", "say")]
+            statuses = [(await cell.done()).status for cell in cells]
+            assert statuses[:come] == ["error", *["aborted"] * (come - 1)]
+        await check(kernel.client)
+
+
+@explore_schedules(60)
+async def test_large_messages_keep_their_places() -> None:
+    """One comes while the other is still being verified."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        large = "fail" + " " * (1 << 20)
+        cells = [kernel.client.execute_soon(code) for code in ("fail", *[large] * 4)]
+        for cell in cells:
+            assert (await cell.done()).status in {"error", "aborted"}
+        await check(kernel.client)
+
+
 @explore_schedules(40)
 async def test_a_large_message_keeps_its_place() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:

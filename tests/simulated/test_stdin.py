@@ -58,3 +58,21 @@ async def test_a_prompt_that_was_interrupted_gets_no_answer() -> None:
         assert (await second.done()).status == "ok"
         assert second.text() == "second"
         await check(client)
+
+
+@explore_schedules(60)
+async def test_an_answer_is_for_who_still_asks() -> None:
+    """Though the client doesn't say whom it answers, and others were asked for before."""
+    async with simulated_kernel(Asking()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        first = client.execute_soon("ask", subshell=subshell, allow_stdin=True)
+        await client.prompt()
+        second = client.execute_soon("ask", allow_stdin=True)
+        prompt = await client.prompt()
+        await kernel.delete_subshell(subshell)
+        assert (await first.done()).ename == "SubshellDeleted"
+        client.answer(prompt, "second", parent=False)
+        assert (await second.done()).status == "ok"
+        assert second.text() == "second"
+        await check(client)
