@@ -19,10 +19,10 @@ from trio_subshells.kernel._parent import VARIABLE
 from trio_subshells.kernel._pending import AnswerRight
 from trio_subshells.kernel._terminate import Terminator
 from trio_subshells.testing import explore, explore_schedules
+from trio_subshells.testing._locks import PausingLock
 from trio_subshells.wire import WireSession
 
 from .kernels import Flag
-from .locks import PausingLock
 
 
 class _Caller(actors.Actor):

@@ -12,7 +12,7 @@ from collections import Counter
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
-from .kernels import Simulation, the_simulation
+from ._simulation import Simulation
 
 _held: WeakKeyDictionary[Simulation, Counter[int]] = WeakKeyDictionary()
 
@@ -28,7 +28,9 @@ class PausingLock:
     """
 
     def __init__(self, *, reentrant: bool = False) -> None:
-        self._held = _held.setdefault(the_simulation(), Counter())
+        assert Simulation.current is not None, "there is no simulation"
+        self._simulation = Simulation.current
+        self._held = _held.setdefault(self._simulation, Counter())
         self._reentrant = reentrant
         self._owner: int | None = None
         self._depth = 0
@@ -65,4 +67,4 @@ class PausingLock:
 
     def _pause(self, me: int) -> None:
         if not self._held[me]:
-            the_simulation().pause()
+            self._simulation.pause()
