@@ -103,6 +103,37 @@ async def test_who_has_seen_an_actor_end_is_refused() -> None:
         await teller.watch()
 
 
+@explore_schedules(100)
+async def test_whoever_watches_is_told_of_the_end() -> None:
+    watching = Flag()
+
+    async with actors.open_system() as system:
+        ref = await system.spawn(_Caller(watching.wait), name="ends")
+        ref._node._lock = PausingLock()
+
+        async def watches() -> None:
+            watching.set()
+            assert (await ref.watch()).state is actors.ActorState.FINISHED
+
+        watcher = await system.spawn(_Caller(watches), name="watches", host=actors.ThreadHost())
+        await watcher.watch()
+
+
+@explore_schedules(100)
+async def test_a_receiver_that_falls_asleep_is_woken() -> None:
+    class Receiver(actors.Actor):
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            for _ in range(2):
+                await mailbox.receive()
+
+    async with actors.open_system() as system:
+        ref = await system.spawn(Receiver(), name="receives", host=actors.ThreadHost())
+        ref._queue._lock = PausingLock()
+        for _ in range(2):
+            await ref.tell("wake up")
+        await ref.watch()
+
+
 def test_a_cancellation_reaches_a_thread_that_is_about_to_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
