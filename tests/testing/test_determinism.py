@@ -7,15 +7,19 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from trio_subshells.testing import PCT, POS, Portfolio, Random, Strategy
+from trio_subshells.testing import PCT, POS, Portfolio, Random, Strategy, simulated_kernel
 from trio_subshells.testing._runs import Runs
+from trio_subshells.testing._schedules import Replayer, Schedule
 
 from . import bugs
+from .words import WordsKernel
 
 ROOT = Path(__file__).parents[2]
 Program = Callable[[], Awaitable[None]]
@@ -63,6 +67,32 @@ def test_all_repeats_of_a_seed_are_one_trace(strategy: Strategy, repeats: int) -
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_a_thousand_seeds_are_nearly_as_many_traces(strategy: Strategy) -> None:
     assert len(set(traces(strategy, range(1, 1_001), bugs.channels))) >= 990
+
+
+async def answered_while_it_works() -> None:
+    """What a client gets on several channels waits while its thread is busy."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        cells = [kernel.client.execute_soon("say") for _ in range(2)]
+        created = kernel.client.control_soon("create_subshell_request")
+        time.sleep(1)
+        for each in (*cells, created):
+            assert (await each.done()).status == "ok"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_every_schedule_can_be_replayed(strategy: Strategy) -> None:
+    settings: dict[str, Any] = {"max_steps": 100_000, "fairness": None, "lag": 1.0, "checks": ()}
+    with Runs(answered_while_it_works, **settings) as runs:
+        strategy.start()
+        for seed in range(30):
+            chooser = strategy.chooser(random.Random(seed))
+            assert chooser is not None
+            run = runs.run(chooser)
+            assert run.failure is None
+            strategy.learn(run.simulation)
+            schedule = Schedule.of(run.simulation, time=chooser.wants_time)
+            again = runs.run(Replayer(schedule))
+            assert again.simulation.trace == run.simulation.trace
 
 
 def test_new_processes_and_hash_seeds_change_nothing() -> None:

@@ -15,7 +15,7 @@ from trio_subshells.testing._simulation import Simulation
 def opened(name: str = "there > here") -> tuple[Line, Inbox]:
     simulation = Simulation.current
     assert simulation is not None
-    inbox = Inbox(simulation)
+    inbox = Inbox(simulation, name)
     return Line(Network(simulation), name, inbox.put), inbox
 
 

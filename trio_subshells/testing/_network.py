@@ -109,10 +109,15 @@ class Inbox:
     """What has arrived at a socket, for the simulated thread that opened it.
 
     Whoever waits is woken at once, as a loop is by a descriptor.
+
+    Args:
+        simulation: that it belongs to.
+        name: the socket's, for people.
     """
 
-    def __init__(self, simulation: Simulation) -> None:
+    def __init__(self, simulation: Simulation, name: str) -> None:
         self._simulation = simulation
+        self._name = name
         self._thread = simulation.thread
         self._messages: deque[Any] = deque()
         self._waiter: trio.lowlevel.Task | None = None
@@ -183,7 +188,9 @@ class Inbox:
         simulation, thread = self._simulation, self._thread
         if thread is not None and thread.blocked is not None:
             if self._reading is None:
-                self._reading = simulation.happening(None, f"{thread.name} reads", self._read)
+                self._reading = simulation.happening(
+                    None, f"{thread.name} reads {self._name}", self._read
+                )
                 thread.held.append(self._reading)
             return
         while self._messages and self._reader is not None:
@@ -230,7 +237,7 @@ class SimulatedRouter:
     def __init__(self, network: Network, channel: Channel) -> None:
         self._network = network
         self.channel = channel
-        self.inbox = Inbox(network.simulation)
+        self.inbox = Inbox(network.simulation, channel)
         self.clients: dict[bytes, Plug] = {}
 
     def bind(self, url: str) -> str:
@@ -271,7 +278,7 @@ class Plug:
     """A client's end of a connection."""
 
     def __init__(self, network: Network, name: str) -> None:
-        self.inbox = Inbox(network.simulation)
+        self.inbox = Inbox(network.simulation, name)
         self.line = Line(network, name, self.inbox.put)
 
 
@@ -281,7 +288,7 @@ class SimulatedPublisher:
     def __init__(self, network: Network, name: str) -> None:
         self._network = network
         self._line = Line(network, name, network.distribute)
-        self._subscriptions = Inbox(network.simulation)
+        self._subscriptions = Inbox(network.simulation, f"subscriptions of {name}")
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Send; never blocks."""
