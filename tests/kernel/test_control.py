@@ -11,6 +11,7 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.actors import Host, TaskHost
+from trio_subshells.testing import check_protocol
 
 from .helpers import CellsKernel, Flag, served
 
@@ -454,7 +455,7 @@ async def test_a_shutdown_ends_a_subshell_that_is_being_set_up() -> None:
 
 
 async def test_a_shutdown_that_comes_while_a_subshell_is_started() -> None:
-    """Its place (a thread, say) takes time to be had; the shutdown can't know of it by then."""
+    """Its place (a thread, say) takes time to be had; it is ended as soon as it is there."""
     waiting, go = Flag(), Flag()
 
     class SlowHost:
@@ -471,8 +472,42 @@ async def test_a_shutdown_that_comes_while_a_subshell_is_started() -> None:
     async with served(Slow()) as at:
         create = at.client.control_soon("create_subshell_request")
         await waiting.wait()
-        assert (await at.client.control("shutdown_request")).status == "ok"
+        shutdown = at.client.control_soon("shutdown_request")
+        await shutdown.busy()
+        assert not shutdown.replies
         go.set()
         reply = (await create.done()).content
         assert reply["status"] == "error"
         assert "shutting down" in reply["evalue"]
+        assert (await shutdown.done()).status == "ok"
+
+
+async def test_a_shutdown_doesnt_hang_on_what_cant_be_started(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    waiting, told, go = Flag(), Flag(), Flag()
+
+    class StuckHost:
+        kind = "stuck"
+
+        async def run(self, body: Callable[[], Awaitable[None]], **options: Any) -> None:
+            waiting.set()
+            await go.wait()
+            await body()
+
+    class Stuck(CellsKernel):
+        subshell_host = StuckHost()
+
+    async def give_up(status: int) -> None:
+        told.set()
+
+    async with served(Stuck(), on_unjoinable=give_up) as at:
+        creates = [at.client.control_soon("create_subshell_request") for _ in range(2)]
+        await waiting.wait()
+        assert (await at.client.control("shutdown_request")).status == "ok"
+        assert "a subshell that is being started" in caplog.text
+        await told.wait()
+        go.set()
+        for create in creates:
+            assert (await create.done()).status == "error"
+        check_protocol(at.client)

@@ -226,7 +226,9 @@ class ControlHandler(Actor):
             pending: its place in the table.
             started: called when the subshell that it asks for has been started, or couldn't be.
         """
-        pending.right.begin()
+        if not pending.right.begin():  # the kernel ends, and it has been answered
+            started()
+            return
         self._output.status("busy", envelope.header)
         pending.right.begun()
         try:
@@ -484,19 +486,27 @@ class ControlHandler(Actor):
         async def end(life: SubshellLife) -> None:
             joined.append(await self._end(life, reason, timeout))
 
+        async def end_what_is_being_started() -> None:
+            with trio.move_on_after(timeout) as late:
+                await self._starting.wait_value(0)
+            joined.append(not late.cancelled_caught)
+
         async with trio.open_nursery() as nursery:
             for life in list(self._lives.values()):
                 nursery.start_soon(end, life)
-        with trio.move_on_after(timeout) as late:
-            await self._starting.wait_value(0)
-        joined.append(not late.cancelled_caught)
+            nursery.start_soon(end_what_is_being_started)
         if not self._adopted.is_set():  # the shell channel keeps what was asked of the main shell
             await self._shell.ask(
                 GiveUp(None, _given_up(reason, SubshellInfo(None))), timeout=math.inf
             )
         if not all(joined):
-            names = ", ".join(life.info.name for life in self._lives.values()) or "main"
-            _log.error("the kernel shuts down although these can't be ended: %s", names)
+            names = [life.info.name for life in self._lives.values()]
+            if self._starting.value:
+                names.append("a subshell that is being started")
+            _log.error(
+                "the kernel shuts down although these can't be ended: %s",
+                ", ".join(names) or "main",
+            )
             self._answer_what_is_left(but="shutdown_request")
             self._nursery.start_soon(self._on_unjoinable, int(self._failed))
         self._ended.set()
