@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import json
 import linecache
+import os
 import subprocess
 import sys
 import time
@@ -208,7 +209,10 @@ def run_here(
     assert mutant.module not in sys.modules, f"{mutant.module} has been imported too soon"
     sys.meta_path.insert(0, _Patch(mutant))
     watch = _Watch(strategy, others)
-    arguments = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *options]
+    # Only the plugins that it takes: to import all there are takes longer than most tests.
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    plugins = ["-p", "pytest_trio.plugin", "-p", "trio_subshells_pytest", "-p", "no:cacheprovider"]
+    arguments = ["-q", *plugins, "--rootdir", str(ROOT), *options]
     pytest.main([*arguments, str(ROOT / test)], [watch])
     return watch.result, watch.others
 

@@ -17,14 +17,14 @@ Results = Callable[[Mutant], _run.Result]
 
 
 @pytest.fixture(scope="session")
-def results(request: pytest.FixtureRequest) -> Iterator[Results]:
+def mutant_results(request: pytest.FixtureRequest) -> Iterator[Results]:
     """Runs mutants, two at a time, from the first that is asked for."""
     pool = ThreadPoolExecutor(2)
     running: dict[str, Future[_run.Result]] = {}
     if not hasattr(request.config, "workerinput"):  # a worker of pytest-xdist: others run the rest
         for item in request.session.items:
             call = getattr(item, "callspec", None)
-            if "results" in getattr(item, "fixturenames", ()) and call is not None:
+            if "mutant_results" in getattr(item, "fixturenames", ()) and call is not None:
                 mutant = call.params["mutant"]
                 running[mutant.name] = pool.submit(_run.run, mutant)
 
@@ -45,9 +45,9 @@ def test_its_patch_fits(mutant: Mutant) -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
-def test_it_is_caught(mutant: Mutant, results: Results) -> None:
+def test_it_is_caught(mutant: Mutant, mutant_results: Results) -> None:
     mutant.patched()  # if that can't be done, this says why
-    result = results(mutant)
+    result = mutant_results(mutant)
     again = f"run it with: python tests/mutants run {mutant.name}"
     assert not result.passed, f"{mutant.caught_by} doesn't notice: {mutant.what} {again}"
     assert result.caught, f"{result.failure}\n{result.output}\n{again}"

@@ -21,7 +21,7 @@ import trio
 from trio_subshells import actors
 from trio_subshells.testing import ScheduleFailed, explore
 
-PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "250"))
+PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "200"))
 """How many there are; a night may have more."""
 SCHEDULES: Final = 40
 """For each plan."""

@@ -13,7 +13,7 @@ from .driver import use
 from .plans import Plan, make_plan
 from .programs import ProgramKernel, TaskProgramKernel
 
-PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "300"))
+PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "250"))
 """How many there are; a night may have more."""
 
 SCHEDULES: Final = 10

@@ -494,7 +494,8 @@ class ControlHandler(Actor):
         async with trio.open_nursery() as nursery:
             for life in list(self._lives.values()):
                 nursery.start_soon(end, life)
-            nursery.start_soon(end_what_is_being_started)
+            if self._starting.value:  # none is begun with any more
+                nursery.start_soon(end_what_is_being_started)
         if not self._adopted.is_set():  # the shell channel keeps what was asked of the main shell
             await self._shell.ask(
                 GiveUp(None, _given_up(reason, SubshellInfo(None))), timeout=math.inf
