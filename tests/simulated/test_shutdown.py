@@ -14,6 +14,7 @@ from trio_subshells.testing import check_protocol, explore_schedules, simulated_
 from trio_subshells.testing._network import Network
 
 from .kernels import Flag, WordsKernel, answered_before, check, early_client, the_simulation
+from .starting import SlowToStart
 
 
 @explore_schedules(60)
@@ -36,20 +37,6 @@ async def test_a_shutdown_is_answered_last() -> None:
             if cell.replies[0].content.get("ename") != "UnknownSubshell":
                 assert answered_before(client, cell, stopping)
         assert deleting.replies
-
-
-class SlowToStart(WordsKernel):
-    """Its start takes as long as it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.starting, self.started = Flag(), Flag()
-
-    @asynccontextmanager
-    async def lifespan(self, kernel: ts.RunningKernel) -> AsyncIterator[None]:
-        self.starting.set()
-        await self.started.wait()
-        yield
 
 
 async def serve(

@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -186,9 +186,9 @@ async def test_who_stops_waiting_leaves_the_descriptor_to_who_goes_on() -> None:
     assert received[count:] == [b"waited"]
 
 
-@explore_schedules(150, max_steps=FEW_STEPS)
-async def test_a_slow_peer_keeps_nobody_busy() -> None:
-    """One task waits for room at a slow peer, one for a message, and other peers have room."""
+@contextlib.asynccontextmanager
+async def a_router_with_a_slow_peer() -> AsyncIterator[tuple[Socket, Socket, Socket]]:
+    """A ROUTER that has no room for one of its two peers; that one, and the other."""
     with (
         open_context() as context,
         context.socket(zmq.ROUTER, router_mandatory=True, sndhwm=1) as router,
@@ -203,40 +203,38 @@ async def test_a_slow_peer_keeps_nobody_busy() -> None:
         with contextlib.suppress(trio.WouldBlock):
             while True:
                 router.send_nowait([b"slow", b"x"])
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(router.send, [b"slow", b"waited"])
-            nursery.start_soon(router.receive)
-            await trio.sleep(1)
-            while await slow.receive() != [b"waited"]:
-                pass
-            await idle.send([b"done"])
+        yield router, slow, idle
+
+
+@explore_schedules(150, max_steps=FEW_STEPS)
+async def test_a_slow_peer_keeps_nobody_busy() -> None:
+    """One task waits for room at a slow peer, one for a message, and other peers have room."""
+    async with (
+        a_router_with_a_slow_peer() as (router, slow, idle),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(router.send, [b"slow", b"waited"])
+        nursery.start_soon(router.receive)
+        await trio.sleep(1)
+        while await slow.receive() != [b"waited"]:
+            pass
+        await idle.send([b"done"])
 
 
 @explore_schedules(150, max_steps=FEW_STEPS)
 async def test_a_slow_peer_holds_up_no_other() -> None:
     """It reads only once another has been heard; and then the message for it is sent at last."""
-    with (
-        open_context() as context,
-        context.socket(zmq.ROUTER, router_mandatory=True, sndhwm=1) as router,
-        context.socket(zmq.DEALER, identity=b"slow", rcvhwm=1) as slow,
-        context.socket(zmq.DEALER, identity=b"idle", rcvhwm=1) as idle,
+    async with (
+        a_router_with_a_slow_peer() as (router, slow, idle),
+        trio.open_nursery() as nursery,
     ):
-        url = router.bind("inproc://router")
-        for peer in (slow, idle):
-            peer.connect(url)
-            await peer.send([b"hello"])
-            await router.receive()
-        with contextlib.suppress(trio.WouldBlock):
-            while True:
-                router.send_nowait([b"slow", b"x"])
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(router.send, [b"slow", b"waited"])
-            nursery.start_soon(idle.send, [b"message"])
-            assert await router.receive() == [b"idle", b"message"]
-            nursery.start_soon(router.receive)
-            while await slow.receive() != [b"waited"]:
-                pass
-            await slow.send([b"done"])
+        nursery.start_soon(router.send, [b"slow", b"waited"])
+        nursery.start_soon(idle.send, [b"message"])
+        assert await router.receive() == [b"idle", b"message"]
+        nursery.start_soon(router.receive)
+        while await slow.receive() != [b"waited"]:
+            pass
+        await slow.send([b"done"])
 
 
 @explore_schedules(150, max_steps=FEW_STEPS)

@@ -32,7 +32,7 @@ from ._explore import ScheduleFailed, Settings, explore, settings
 from ._loops import VirtualClock
 from ._process import simulated_process
 from ._record import is_users_file
-from ._scenes import leaves
+from ._scenes import causes
 from ._schedules import InvalidSchedule, Replayer, Schedule
 from ._simulation import Simulation
 
@@ -142,7 +142,7 @@ def count(report: pytest.TestReport) -> None:
 
 
 def _told(item: pytest.Item, error: ScheduleFailed) -> ExceptionRepr:
-    failure = next(leaves(error.failure))
+    failure = causes(error.failure)[0]
     with _users_frames_only(failure) as has_frames:
         told = item.repr_failure(ExceptionInfo.from_exception(failure)) if has_frames else None
     if not isinstance(told, ExceptionRepr):

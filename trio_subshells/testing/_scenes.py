@@ -22,6 +22,7 @@ import attrs
 import trio
 
 from ._client import Exchange
+from ._errors import leaves
 from ._record import (
     KERNEL,
     Place,
@@ -202,7 +203,7 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
         failure: what it failed with.
         most: how many items at most.
     """
-    errors = list(leaves(failure))
+    errors = causes(failure)
     error = errors[0]
     stuck = not any(each is error for each, _ in recorder.raised)
     last = _failing_step(recorder, error)
@@ -231,13 +232,9 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
     )
 
 
-def leaves(error: BaseException) -> Iterator[BaseException]:
+def causes(error: BaseException) -> list[BaseException]:
     """The exceptions in a group, cancellations last."""
-    if isinstance(error, BaseExceptionGroup):
-        found = [leaf for each in error.exceptions for leaf in leaves(each)]
-        yield from sorted(found, key=lambda each: isinstance(each, trio.Cancelled))
-    else:
-        yield error
+    return sorted(leaves(error), key=lambda each: isinstance(each, trio.Cancelled))
 
 
 def _failing_step(recorder: Recorder, error: BaseException) -> int:

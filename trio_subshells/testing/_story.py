@@ -51,8 +51,8 @@ from ._scenes import (
     Scene,
     Switch,
     Waiting,
+    causes,
     compose,
-    leaves,
 )
 from ._simulation import FAULT_PREFIX
 
@@ -172,7 +172,7 @@ def _what(scene: Scene) -> Iterator[str]:
     if meaning := meaning_of(scene.failure):
         yield f"  {meaning}"
     if isinstance(scene.failure, trio.TrioInternalError) and scene.failure.__cause__ is not None:
-        cause = next(leaves(scene.failure.__cause__))
+        cause = causes(scene.failure.__cause__)[0]
         frames = traceback.extract_tb(cause.__traceback__)
         where = f" in {frames[-1].name}: {frames[-1].line}" if frames else ""
         yield shorten(f"  {type(cause).__name__}{where}", WIDTH)

@@ -75,34 +75,6 @@ class Strategy(ABC):
         return f"<{self.name}>"
 
 
-class Default(Strategy):
-    """The one schedule without a deviation: each task goes on until it has to wait."""
-
-    def __init__(self) -> None:
-        self._done = False
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return "default order"
-
-    def start(self) -> None:
-        """Run it once more."""
-        self._done = False
-
-    def chooser(self, rng: random.Random) -> Chooser | None:
-        """The default decisions, once."""
-        if self._done:
-            return None
-        self._done = True
-        return Replayer(Schedule())
-
-    @property
-    def faults(self) -> bool:
-        """None."""
-        return False
-
-
 class Replay(Strategy):
     """One schedule, once more.
 
@@ -139,6 +111,18 @@ class Replay(Strategy):
     def faults(self) -> bool:
         """Those that are in the schedule, and no other."""
         return False
+
+
+class Default(Replay):
+    """The one schedule without a deviation: each task goes on until it has to wait."""
+
+    def __init__(self) -> None:
+        super().__init__(Schedule())
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return "default order"
 
 
 class Random(Strategy):
