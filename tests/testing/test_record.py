@@ -391,9 +391,14 @@ def test_a_kernels_requests_are_messages_and_its_tasks_are_its_actors() -> None:
     runs = Runs(asleep, max_steps=10_000, fairness=None, lag=1.0, checks=())
     with runs, Recorder() as recorder:
         runs.run(Replayer(Schedule()), recorder)
+    shell = "kernel/main shell"
     assert [(each.kind, each.text, each.sender, each.receiver) for each in recorder.messages] == [
-        ("request", "execute_request 'x'", "main", "kernel/main shell"),
-        ("reply", "ok", "kernel/main shell", "main"),
+        ("request", "execute_request 'x'", "main", shell),
+        ("status", "busy", shell, "client"),
+        ("status", "execute_input", shell, "client"),
+        ("publish", "stdout 'good night'", "kernel/io/iopub", "client"),
+        ("reply", "ok", shell, "main"),
+        ("status", "idle", shell, "client"),
     ]
     assert all(each.taken is not None for each in recorder.messages)
     woken = {

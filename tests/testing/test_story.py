@@ -19,9 +19,21 @@ from trio_subshells.testing import (
     check_protocol,
     simulated_kernel,
 )
-from trio_subshells.testing._record import Step
+from trio_subshells.testing._record import Recorder, Step
+from trio_subshells.testing._runs import Runs
 from trio_subshells.testing._scenes import Line, Scene, Switch
-from trio_subshells.testing._story import ARROW, WIDTH, meaning_of, seconds, switch_words
+from trio_subshells.testing._schedules import Replayer, Schedule
+from trio_subshells.testing._simulation import Deviation
+from trio_subshells.testing._story import (
+    ARROW,
+    WIDTH,
+    Finding,
+    compose_story,
+    effects_of,
+    meaning_of,
+    seconds,
+    switch_words,
+)
 
 from . import bugs, stories
 from .stories import failure_of, report_of, scene_of
@@ -66,6 +78,26 @@ def test_the_switch_is_said_in_words() -> None:
     assert "AssertionError: two additions made 1" in text
 
 
+def test_who_is_held_back_is_said_to_be_until_nothing_else_can_happen() -> None:
+    runs = Runs(bugs.lost_update, max_steps=1_000, fairness=None, lag=1.0, checks=())
+    for decision in range(9):
+        held = Schedule((Deviation(decision, "main/add", holds=True),))
+        with runs, Recorder() as recorder:
+            failure = runs.run(Replayer(held), recorder).failure
+        if failure is not None:
+            break
+    else:
+        raise AssertionError("it never fails")
+    scene = compose_story(recorder, failure, Finding("", "", 1, 1))
+    (switch,) = [item for item in scene.items if isinstance(item, Switch)]
+    words = (
+        "here add#2 goes on instead of add, which is held back until nothing else can happen; add"
+    )
+    assert switch_words(scene, switch).startswith(f"{words} was about to run line ")
+    (last,) = [item for item in scene.items if isinstance(item, Line) and item.held]
+    assert effects_of(scene, last)[:2] == ["goes on at last", "number = 1"]
+
+
 def test_messages_are_told_by_both_sides() -> None:
     text = report_of(stories.overtaken).text
     assert "asks cell Set(value='two')" in text
@@ -81,8 +113,9 @@ def test_a_whole_kernel_is_told_by_what_its_author_knows() -> None:
     assert "serves execute_request '2' of test" in text
     assert "is answered ok by main shell" in text
     told = [line for line in text.splitlines() if not line.startswith("Replay it:")]
-    here = f"{ARROW} here main shell goes on instead of subshell …2, which was about to run line"
-    assert any(line.startswith(here) for line in told)
+    (here,) = [line for line in told if line.startswith(f"{ARROW} here")]
+    assert "main shell goes on" in here
+    assert "subshell …2" in here
     for word in ("_serve_requests", "warden", "_guard.py", "_subshell.py", "00000000", "iopub"):
         assert word not in "\n".join(told)
 
@@ -127,7 +160,7 @@ def test_what_a_kernel_says_twice_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Subshell, "_answer", answer)
     text = report_of(body).text
     assert text.startswith("ProtocolViolation: ")
-    assert "says idle of execute_request '1' once more" in text
+    assert "publishes idle once more of execute '1'" in text
 
 
 def test_what_is_done_again_and_again_is_told_once() -> None:
@@ -175,8 +208,9 @@ async def rude() -> None:
 def test_an_internal_error_of_trios_is_explained() -> None:
     lines = report_of(rude).text.splitlines()
     assert lines[0].startswith("TrioInternalError")
-    assert "a rule of trio's lowest level" in lines[1]
-    assert lines[2] == '  ValueError in abort: raise ValueError("not me")'
+    assert lines[1] == '  ValueError in abort: raise ValueError("not me")'
+    assert lines[2].startswith("  raised in abort, test_story.py:")
+    assert "a rule of trio's lowest level" in lines[3]
     assert not any("kill_everything" in line for line in lines)
 
 

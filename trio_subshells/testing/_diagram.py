@@ -44,6 +44,7 @@ _PAD: Final = 5
 _BETWEEN: Final = 12
 _TIMES: Final = 64
 _LEAST_WIDTH: Final = 720
+_ANSWERS: Final = frozenset({"answer", "end", "reply", "publish", "status", "input"})
 _MOST_LANES: Final = 7
 
 _STYLE: Final = """
@@ -415,7 +416,7 @@ class _Picture:
         x, y = self._edge(at, receiver)
         y = self._height(at, message)
         target = self._taken.get(message)
-        style = "answer" if message.kind in {"answer", "end", "reply"} else "message"
+        style = "answer" if message.kind in _ANSWERS else "message"
         if message.taken is None:
             end_x, end_y = receiver.x + (6 if receiver.x < x else -6), y + 10
             self._line("lost", x, y, end_x, end_y, None)
@@ -444,7 +445,7 @@ class _Picture:
         if sender is None or sender is receiver:
             return
         x, y = self._edge(at, sender)
-        style = "answer" if message.kind in {"answer", "end", "reply"} else "message"
+        style = "answer" if message.kind in _ANSWERS else "message"
         self._line(style, sender.x, y - 10, x, y, "tip")
         away = 6 if sender.x < receiver.x else -6
         self._label(message, sender.x + away, y - 10, right=sender.x < receiver.x)
@@ -602,7 +603,7 @@ def _mermaid_arrows(line: Line, names: dict[str, str]) -> Iterator[str]:
             to = names.get(message.receiver or "")
             if to is None or to == names[message.sender]:
                 continue
-            arrow = "-->>" if message.kind in {"answer", "end", "reply"} else "->>"
+            arrow = "-->>" if message.kind in _ANSWERS else "->>"
             text = message.text
             if message.taken is None:
                 arrow, text = "-x", f"{text} (never taken)"
@@ -725,6 +726,9 @@ def _exchanged(row: Row) -> Iterator[str]:
     for each in row.effects:
         if isinstance(each, Taken) and each.message.kind == "request":
             yield f"serves {each.message.text}"
+        elif isinstance(each, Sent | Taken) and each.message.kind in {"publish", "status", "input"}:
+            verb = "sends" if isinstance(each, Sent) else "hears"
+            yield f"{verb} {each.message.text}"
         elif isinstance(each, Sent) and each.message.kind == "reply":
             yield f"replies {each.message.text}"
 

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -54,6 +55,8 @@ _NOT_SERVED: Final = frozenset(
 """Errors of requests that were not even begun."""
 _IN_TIME: Final = 0.001
 """Seconds by which a client's clock may seem to be ahead of a kernel's."""
+_TOLD: Final = 3
+"""Of so many problems it is known which requests they are about."""
 
 
 SubshellId = str | None
@@ -61,7 +64,15 @@ SubshellId = str | None
 
 
 class ProtocolViolation(AssertionError):
-    """A kernel has done what the protocol doesn't allow; the message tells all of it."""
+    """A kernel has done what the protocol doesn't allow; the message tells all of it.
+
+    Attributes:
+        requests: the ids of the requests that it is about.
+    """
+
+    def __init__(self, message: str = "", requests: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.requests = frozenset(requests)
 
 
 def check_protocol(
@@ -79,9 +90,10 @@ def check_protocol(
     Raises:
         ProtocolViolation: it isn't so.
     """
-    problems = list(_History(clients, complete=complete, died=died).problems())
+    history = _History(clients, complete=complete, died=died)
+    problems = list(history.problems())
     if problems:
-        raise ProtocolViolation("\n".join(problems))
+        raise ProtocolViolation("\n".join(problems), history.named_in(problems[:_TOLD]))
 
 
 class _Request:
@@ -190,6 +202,16 @@ class _History:
         yield from self._of_interrupts()
         yield from self._of_subshells()
         yield from self._of_shutdown()
+
+    def named_in(self, problems: Iterable[str]) -> frozenset[str]:
+        """The ids of the requests that these are about."""
+        texts = list(problems)
+        return frozenset(
+            each.id
+            for each in self._requests
+            for text in texts
+            if re.search(rf"{re.escape(str(each))}(?! \(for)", text)
+        )
 
     # ------------------------------------------------------------------------ one request (1, 2)
 

@@ -5,9 +5,9 @@ notes, for each step that a task makes: the lines of the user's code that ran an
 assigned, messages sent, taken and answered, who woke whom and why, who was spawned, who ended and
 with what, and which decision led to the step. `_story` and `_diagram` tell it.
 
-Messages are the actors', those of trio's channels, and what a simulated kernel's clients ask and
-are answered. How a kernel does its work, in `trio_subshells`, is no business of whoever tests one:
-its lines and its tasks are noted only if *details* are wanted.
+Messages are the actors', those of trio's channels, and what a simulated kernel and its clients send
+each other. How a kernel does its work, in `trio_subshells`, is no business of whoever tests one:
+its lines and its tasks are noted only if *details* are wanted, or where it has failed.
 
 Nothing is slowed down but that one run: lines are seen by `sys.settrace`, messages by methods of
 trio's memory channels and of the actors' queues and promises that are replaced as long as the
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import linecache
 import os
 import re
@@ -28,7 +29,7 @@ import tokenize
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType, MemberDescriptorType, TracebackType
+from types import CodeType, FrameType, MemberDescriptorType, ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
@@ -40,11 +41,14 @@ from ..actors._actor import ActorState, Ended
 from ..actors._mailbox import Letter
 from ..actors._promise import BlockingPromise, Promise
 from ..actors._queue import Queue
-from ..kernel._output import OutputPort
+from ..kernel import _stdin
+from ..kernel._errors import text_of
+from ..wire import Channel, WireSession
 from ..wire import Message as WireMessage
-from ..wire import WireSession
+from ..wire._session import DELIMITER
 from . import _process, _simulation
 from ._client import Client, Exchange
+from ._errors import leaves
 
 if TYPE_CHECKING:
     from ._simulation import SimulatedThread, Simulation, Turn
@@ -87,8 +91,11 @@ class Place:
 
     @property
     def short(self) -> str:
-        """``file.py:12``."""
-        return f"{os.path.basename(self.file)}:{self.line}"  # noqa: PTH119 - may be no path
+        """``file.py:12``; of ours, ``actors/_queue.py:12``."""
+        file = os.path.basename(self.file)  # noqa: PTH119 - may be no path
+        if self.file.startswith(_PACKAGE):
+            file = self.file.removeprefix(_PACKAGE).replace(os.sep, "/")
+        return f"{file}:{self.line}"
 
 
 @attrs.define(eq=False)
@@ -97,13 +104,17 @@ class Message:
 
     Attributes:
         kind: ``tell``, ``ask``, ``answer``, ``send``, or ``end`` (of an actor, to who watches it);
-            between a kernel and its client, ``request`` and ``reply``.
+            between a kernel and its client, ``request`` and ``reply``, ``publish`` (on iopub),
+            ``prompt`` and ``input`` (on stdin).
         text: what it is, shortened.
         sender: the name of the turn that sent it.
         sent: the number of that step.
         receiver: the name of the turn that took it; of the one it is for, if that is known.
         taken: the number of the step that took it; None if none has.
         withdrawn: the sender was cancelled, or refused, before it was accepted.
+        place: the line that sent it, if that is the user's.
+        about: the request that it belongs to, or the ask that it answers.
+        name: of a request: what to call it where another message is about it.
     """
 
     kind: str
@@ -113,6 +124,9 @@ class Message:
     receiver: str | None = None
     taken: int | None = None
     withdrawn: bool = False
+    place: Place | None = attrs.field(default=None, repr=False)
+    about: Message | None = attrs.field(default=None, repr=False)
+    name: str = ""
     _value: object = attrs.field(default=None, repr=False)
 
 
@@ -163,7 +177,8 @@ class Woke:
     Attributes:
         turn: the task's.
         why: ``event`` (whatever it waited for has come), ``cancelled``, ``sleep`` (it has slept
-            enough), ``timeout`` (a deadline has passed) or ``time`` (one of these two).
+            enough), ``timeout`` (a deadline has passed) or ``time`` (one of these two); or
+            ``ended``: it has been woken in error.
     """
 
     turn: str
@@ -204,6 +219,8 @@ class Step:
         place: where it had waited before.
         stopped: how its thread was stopped in the midst of it, if it was: by code that blocks, or
             by another thread that went on.
+        holds: what would have been next is held back, until nothing else can happen.
+        hears: a message on iopub reaches the client of this name, which is `turn` then.
     """
 
     number: int
@@ -223,6 +240,8 @@ class Step:
     happening: bool = False
     place: Place | None = None
     stopped: str = ""
+    holds: bool = False
+    hears: str = ""
 
 
 class Recorder(_simulation.Recorder):
@@ -239,6 +258,9 @@ class Recorder(_simulation.Recorder):
         threads: the thread of each, by the name of its turn.
         hidden: the names of the turns that are part of how a kernel works.
         awaited: what the tasks wait for that wait for a kernel, by the name of their turns.
+        serving: the names of the turns that serve requests which have no reply yet.
+        inner: where the tasks wait that are part of how a kernel works, by the name of their turns.
+        requests: what clients have asked, by the messages' ids.
     """
 
     def __init__(self, *, details: bool = False) -> None:
@@ -250,9 +272,16 @@ class Recorder(_simulation.Recorder):
         self.hidden: set[str] = set()
         self.awaited: dict[str, Exchange] = {}
         self._owner: dict[str, str] = {}
-        self._requests: dict[str, Message] = {}
+        self.serving: dict[Message, str] = {}
+        self.inner: dict[str, Place] = {}
+        self.requests: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
-        self._served: set[Message] = set()
+        self._published: dict[str, Message] = {}
+        self._states: set[tuple[Message, str]] = set()
+        self._prompts: dict[str, Message] = {}
+        self._inputs: list[tuple[str, Message]] = []
+        self._last_raised = 0
+        self._raised_inside: dict[tuple[str, str], tuple[Step, int, Place]] = {}
         self.raised: list[tuple[BaseException, int]] = []
         self._simulation: Simulation | None = None
         self._step = Step(-1, 0.0, "", "main", inside=True)
@@ -266,7 +295,7 @@ class Recorder(_simulation.Recorder):
         self._asks: dict[int, Message] = {}
         self._waiting: dict[int, list[Message]] = {}
         self._owners: dict[int, str] = {}
-        self._undo: list[tuple[type, str, object]] = []
+        self._undo: list[tuple[type | ModuleType, str, object]] = []
         self._tracing: Callable[..., Any] | None = None
         self._deciding = False
 
@@ -306,6 +335,7 @@ class Recorder(_simulation.Recorder):
             choices=len(simulation.turns) + 1,
             inside=_is_inside(turn),
             happening=turn.happen is not None,
+            holds=instead is not None and instead.behind,
         )
         step.hidden = not self.details and bool(
             turn.name in self.hidden
@@ -373,6 +403,8 @@ class Recorder(_simulation.Recorder):
                 self._step.stopped = "is held up" if self._thread.paused else "blocks its thread"
             else:
                 self._step.waits = self._await_place(self._task)
+            if self._step.hidden and (place := await_place(self._task, details=True)) is not None:
+                self.inner[self._step.own] = place
         self._task = None
 
     def _instead(self, simulation: Simulation, chosen: Turn | None) -> Turn | None:
@@ -404,8 +436,12 @@ class Recorder(_simulation.Recorder):
         self._replace(trio.MemoryReceiveChannel, "receive_nowait", self._taking)
         self._replace(trio.MemoryReceiveChannel, "receive", self._taking_async)
         self._replace(Client, "request", self._requesting)
-        self._replace(OutputPort, "status", self._serving)
-        self._replace(WireSession, "serialize", self._replying)
+        self._replace(Client, "answer", self._typing)
+        self._replace(Client, "prompt", self._prompted)
+        self._replace(Client, "_take", self._hearing)
+        self._replace(WireSession, "serialize", self._serializing)
+        self._replace(WireSession, "serialize_message", self._prompting)
+        self._replace(_stdin, "_belongs_to", self._pairing)
         self._replace(Exchange, "until", self._awaiting)
         self._replace(trio.CancelScope, "cancel", self._cancelling)
         self._replace(trio_run.Runner, "task_exited", self._exiting)
@@ -431,8 +467,9 @@ class Recorder(_simulation.Recorder):
         self._last.clear()
         self._asks.clear()
         self._waiting.clear()
+        self._raised_inside.clear()
 
-    def _replace(self, owner: type, name: str, wrap: Callable[[Any], Any]) -> None:
+    def _replace(self, owner: type | ModuleType, name: str, wrap: Callable[[Any], Any]) -> None:
         function = vars(owner)[name]
         self._undo.append((owner, name, function))
         real = getattr(function, "__wrapped__", None)
@@ -517,7 +554,7 @@ class Recorder(_simulation.Recorder):
         if task not in self._names:
             effect = Spawned("")
         else:
-            why = "event"
+            why = "ended" if self._names[task] in self.ends else "event"
             if isinstance(getattr(task, "_next_send", None), outcome.Error) and isinstance(
                 getattr(task._next_send, "error", None), trio.Cancelled
             ):
@@ -545,7 +582,13 @@ class Recorder(_simulation.Recorder):
             promise = value._promise
             kind = "tell" if promise is None else "ask"
         message = Message(
-            kind, brief(content), self._step.turn, self._step.number, receiver, value=value
+            kind,
+            brief(content),
+            self._step.turn,
+            self._step.number,
+            receiver,
+            place=row.place,
+            value=value,
         )
         if promise is not None:
             self._asks[id(promise)] = message
@@ -657,6 +700,7 @@ class Recorder(_simulation.Recorder):
             self._step.turn,
             self._step.number,
             ask.sender if ask is not None else self._name_of(getattr(promise, "_task", None)),
+            about=ask,
         )
         self._asks[id(promise)] = message
         self.messages.append(message)
@@ -686,54 +730,162 @@ class Recorder(_simulation.Recorder):
         def request(client: Any, *args: Any, **kwargs: Any) -> Any:
             exchange = function(client, *args, **kwargs)
             if self._active:
-                step = self._step
-                message = Message("request", _request(exchange.message), step.turn, step.number)
-                self._requests[exchange.id] = message
-                self.messages.append(message)
-                self._row().effects.append(Sent(message))
+                row = self._row()
+                message = self._message("request", _request(exchange.message), place=row.place)
+                message.name = known_ids(str(exchange))
+                self.requests[exchange.id] = message
+                row.effects.append(Sent(message))
             return exchange
 
         return request
 
-    def _serving(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def status(port: Any, state: str, parent: Any) -> Any:
-            message = self._requests.get(parent.msg_id) if parent is not None else None
-            if self._active and message is not None:
-                self._tell_status(message, state)
-            return function(port, state, parent)
+    def _message(self, kind: str, text: str, **more: Any) -> Message:
+        """Something that a kernel or its client sends in this step."""
+        message = Message(kind, text, self._step.turn, self._step.number, **more)
+        self.messages.append(message)
+        return message
 
-        return status
+    def _kernels_row(self, depth: int = 3) -> Row:
+        """The row for what a kernel does now: it may be a cell that has it done."""
+        rows = self._step.rows
+        place = None if self._step.happening else self._calling_place(sys._getframe(depth))
+        if place is not None:
+            return self._row(depth + 1)
+        if not rows or rows[-1].place is not None:
+            rows.append(Row(None))
+        return rows[-1]
 
-    def _tell_status(self, message: Message, state: str) -> None:
-        effect: Taken | Said | None = None
-        if state == "busy" and message.taken is None:
-            message.taken = self._step.number
-            message.receiver = self._step.turn
-            effect = Taken(message)
-        elif state == "busy" or message in self._served:
-            effect = Said(f"says {state} of {message.text} once more")
-        if state == "idle":
-            self._served.add(message)
-        if effect is not None:
-            self._step.rows.append(Row(None, [effect]))
-
-    def _replying(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _serializing(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def serialize(session: Any, msg_type: str, content: Any = None, **kwargs: Any) -> Any:
+            frames = function(session, msg_type, content, **kwargs)
             header = getattr(kwargs.get("parent"), "header", kwargs.get("parent"))
             msg_id = getattr(header, "msg_id", "")
-            request = self._requests.get(msg_id)
-            if self._active and request is not None and msg_type.endswith("_reply"):
-                step = self._step
-                text = _reply(content or {})
-                message = Message("reply", text, step.turn, step.number, request.sender)
-                self._replies[msg_id] = message
-                self.messages.append(message)
-                if not step.rows:
-                    step.rows.append(Row(None))
-                step.rows[-1].effects.append(Sent(message))
-            return function(session, msg_type, content, **kwargs)
+            request = self.requests.get(msg_id)
+            if self._active and request is not None:
+                if msg_type.endswith("_reply"):
+                    self._reply(msg_id, request, content or {})
+                else:
+                    self._publish(request, msg_type, content or {}, frames)
+            return frames
 
         return serialize
+
+    def _reply(self, msg_id: str, request: Message, content: Mapping[str, Any]) -> None:
+        step = self._step
+        self.serving.pop(request, None)
+        known = self._raised_inside.pop((content.get("ename"), content.get("evalue")), None)  # type: ignore[arg-type]
+        if known is not None:
+            where, position, place = known
+            where.rows.insert(position, Row(place, [Said(f"raises {content['ename']}")]))
+        message = self._message("reply", _reply(content), receiver=request.sender, about=request)
+        self._replies[msg_id] = message
+        if not step.rows or any(_is_published(each) for each in step.rows[-1].effects):
+            step.rows.append(Row(None))
+        step.rows[-1].effects.append(Sent(message))
+
+    def _publish(
+        self, request: Message, msg_type: str, content: Mapping[str, Any], frames: list[bytes]
+    ) -> None:
+        state = str(content.get("execution_state", ""))
+        if state == "busy" and request.taken is None:
+            request.taken = self._step.number
+            request.receiver = self._step.turn
+            self.serving[request] = self._step.own
+            self._step.rows.append(Row(None, [Taken(request)]))
+        kind = "status" if state or msg_type == "execute_input" else "publish"
+        text = _publication(msg_type, content)
+        if state and (request, state) in self._states:
+            text, kind = f"{text} once more", "publish"
+        self._states.add((request, state))
+        message = self._message(kind, text, about=request)
+        self._published[_id_of(frames)] = message
+        self._kernels_row().effects.append(Sent(message))
+
+    def _hearing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def take(client: Any, channel: Channel, message: WireMessage) -> None:
+            if self._active:
+                parent = message.parent_header
+                msg_id = message.header.msg_id
+                if msg_id in self._prompts:
+                    self._prompts[msg_id].taken = self._step.number
+                elif parent is not None and parent.msg_id in client._by_id:
+                    self._hear(client.name, self._published.get(msg_id))
+            function(client, channel, message)
+
+        return take
+
+    def _hear(self, client: str, message: Message | None) -> None:
+        if message is None:
+            return
+        step = self._step
+        if step.happening:
+            step.turn = step.hears = client
+            self.threads[client] = "main"
+        message.taken = step.number
+        message.receiver = step.turn
+        step.rows.append(Row(None, [Taken(message)]))
+
+    # ------------------------------------------------------------------------------- stdin
+
+    def _prompting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def serialize_message(session: Any, message: WireMessage) -> Any:
+            frames = function(session, message)
+            parent = message.parent_header
+            request = self.requests.get(parent.msg_id) if parent is not None else None
+            if self._active and request is not None and message.header.msg_type == "input_request":
+                text = f"input_request {brief(message.content.get('prompt'), 32)}"
+                prompt = self._message("prompt", text, receiver=request.sender, about=request)
+                self._prompts[message.header.msg_id] = prompt
+                self._kernels_row().effects.append(Sent(prompt))
+            return frames
+
+        return serialize_message
+
+    def _prompted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        async def prompt(client: Any) -> Any:
+            message = await function(client)
+            known = self._prompts.get(message.header.msg_id)
+            if self._active and known is not None:
+                known.taken = self._step.number
+                known.receiver = self._step.turn
+                self._row().effects.append(Taken(known))
+            return message
+
+        return prompt
+
+    def _typing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(client: Any, prompt: Any, value: str, **kwargs: Any) -> Any:
+            known = self._prompts.get(prompt.header.msg_id)
+            if self._active and known is not None:
+                text = f"input_reply {brief(value, 14)}"
+                message = self._message("input", text, receiver=known.sender, about=known.about)
+                self._inputs.append((prompt.header.msg_id, message))
+                self._row().effects.append(Sent(message))
+            return function(client, prompt, value, **kwargs)
+
+        return answer
+
+    def _pairing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The kernel decides which prompt has been answered."""
+
+        def belongs_to(parent: Any, *args: Any) -> Any:
+            msg_id = function(parent, *args)
+            named = getattr(parent, "msg_id", None)
+            coming = [each for each in self._inputs if named in (None, each[0])]
+            if self._active and coming:
+                self._inputs.remove(coming[0])
+                message = coming[0][1]
+                message.taken = self._step.number
+                message.receiver = self._step.turn
+                row = self._kernels_row()
+                row.effects.append(Taken(message))
+                prompt = self._prompts.get(msg_id)
+                about = prompt.about if prompt is not None else None
+                given = f"hands it to {about.name}" if about is not None else "drops it"
+                row.effects.append(Said(given))
+            return msg_id
+
+        return belongs_to
 
     def _awaiting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         async def until(exchange: Any, condition: Any) -> Any:
@@ -776,10 +928,23 @@ class Recorder(_simulation.Recorder):
                 error = getattr(result, "error", None)
                 rows = self._step.rows
                 if error is not None and not isinstance(error, trio.Cancelled):
-                    self._note_raised(error, rows[-1] if rows else None)
+                    self._note_ended(error, rows)
             return function(runner, task, result)
 
         return task_exited
+
+    def _note_ended(self, error: BaseException, rows: list[Row]) -> None:
+        """Note with what a task has ended; also where our own code has raised it."""
+        if any(each is error for each, _ in self.raised):
+            self._note_raised(error, rows[-1] if rows else None)
+            return
+        for leaf in leaves(error):
+            if isinstance(leaf, _PASSING) or any(each is leaf for each, _ in self.raised):
+                continue
+            place = raising_place(leaf)
+            if place is not None and not (rows and _same_line(rows[-1].place, place)):
+                rows.append(Row(place, resumed=True))
+            self._note_raised(leaf, rows[-1] if rows else None)
 
     def _note_raised(self, error: BaseException, row: Row | None) -> None:
         """Note an exception once per step: where it is seen first, which is the innermost place."""
@@ -796,8 +961,13 @@ class Recorder(_simulation.Recorder):
 
     def _trace_call(self, frame: FrameType, event: str, arg: object) -> Callable[..., Any] | None:
         file = frame.f_code.co_filename
-        if not is_users_file(file, details=self.details) or self._simulation is None:
+        if self._simulation is None:
             return None
+        if not is_users_file(file, details=self.details):
+            if not is_ours(file):
+                return None
+            frame.f_trace_lines = False
+            return self._trace_inside
         if _is_decision(frame.f_back):
             self._deciding = True
         lines = frame.f_trace
@@ -805,6 +975,18 @@ class Recorder(_simulation.Recorder):
             lines.row = None  # it goes on where it had waited
             return lines
         return _Lines(self)
+
+    def _trace_inside(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
+        """In our own code, only note where an exception comes up: a reply may tell of it."""
+        if event == "exception" and self._active and isinstance(arg[1], Exception):
+            error = arg[1]
+            if id(error) != self._last_raised and not isinstance(error, _PASSING):
+                self._last_raised = id(error)  # not the error, which would keep its frames alive
+                if not any(each is error for each, _ in self.raised):
+                    what = type(error).__name__, text_of(error)
+                    where = self._step, len(self._step.rows), _place_of(frame)
+                    self._raised_inside[what] = where
+        return self._trace_inside
 
 
 class _Lines:
@@ -930,6 +1112,27 @@ def _reply(content: Mapping[str, Any]) -> str:
     return f"{content.get('status')}" + ("" if more is None else f" {known_ids(str(more))}")
 
 
+def _publication(msg_type: str, content: Mapping[str, Any]) -> str:
+    """What is published, for people."""
+    match msg_type:
+        case "status":
+            return str(content.get("execution_state"))
+        case "stream":
+            return f"{content.get('name')} {brief(content.get('text'), 32)}"
+        case "error":
+            return f"error {content.get('ename')}"
+    return msg_type
+
+
+def _is_published(effect: object) -> bool:
+    return isinstance(effect, Sent) and effect.message.kind in {"publish", "status"}
+
+
+def _id_of(frames: list[bytes]) -> str:
+    """The id of a message on the wire."""
+    return str(json.loads(frames[frames.index(DELIMITER) + 2])["msg_id"])
+
+
 def _is_decision(frame: FrameType | None) -> bool:
     """Whether a frame is where the simulation asks its chooser, which may be the user's code."""
     return (
@@ -987,6 +1190,29 @@ def is_users_file(file: str, *, details: bool = False) -> bool:
     if file.startswith(_PACKAGE):  # which may be among the libraries
         return details and not file.startswith((_ACTORS, _TESTING))
     return not file.startswith(_LIBRARIES)
+
+
+@cache
+def is_ours(file: str) -> bool:
+    """Whether a file is of `trio_subshells`, save for what tests."""
+    return file.startswith(_PACKAGE) and not file.startswith(_TESTING)
+
+
+def raising_place(error: BaseException, *, users: bool = False) -> Place | None:
+    """The innermost line that an exception has come through, of the user's or of our own.
+
+    Args:
+        error: the exception.
+        users: whether only the user's lines count.
+    """
+    found = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_users_file(code.co_filename) or (not users and is_ours(code.co_filename)):
+            found = Place(code.co_filename, traceback.tb_lineno, _function(code))
+        traceback = traceback.tb_next
+    return found
 
 
 def calling_place(frame: FrameType | None, *, details: bool = False) -> Place | None:
@@ -1048,12 +1274,16 @@ def brief(value: object, most: int = 60) -> str:
     return shorten(known_ids(" ".join(text.split())), most)
 
 
-_ID: Final = re.compile(r"\b0{8}-0{4}-4000-8000-0*([0-9a-f]+)\b")
+_ID: Final = re.compile(
+    r"\b0{8}-0{4}-4000-8000-0*([0-9a-f]+)\b"
+    r"|(?<=\(for )0+([0-9a-f]+)(?=\))"  # cut by an `Exchange`
+    r"|\b0{8}-0[0-9-]*\.\.\.0*([0-9a-f]+)\b"  # cut by pytest
+)
 
 
 def known_ids(text: str) -> str:
     """Shorten the ids that the simulator has given, which count from 1."""
-    return _ID.sub(r"…\1", text)
+    return _ID.sub(lambda match: f"…{match[match.lastindex or 0]}", text)
 
 
 def shorten(text: str, most: int) -> str:

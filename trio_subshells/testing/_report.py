@@ -66,11 +66,11 @@ def make_report(
         failure = run(recorder).failure
     if failure is None:
         return None
-    scene = compose_story(recorder, failure)
     file = None
     if directory is not None and name is not None:
         file = directory / f"{file_name(name)}.svg"
         finding = attrs.evolve(finding, picture=_near(file))
+    scene = compose_story(recorder, failure, finding)
     report = Report(
         tell(scene, finding), _diagram.svg(scene, finding), _diagram.mermaid(scene), file
     )

@@ -14,6 +14,7 @@ The rest is a `Gap`. Names of tasks are shortened to what tells them apart.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Final
@@ -23,8 +24,10 @@ import trio
 
 from ._client import Exchange
 from ._errors import leaves
+from ._model import ProtocolViolation
 from ._record import (
     KERNEL,
+    Message,
     Place,
     Recorder,
     Row,
@@ -35,7 +38,9 @@ from ._record import (
     Taken,
     Woke,
     is_delivery,
+    is_users_file,
     known_ids,
+    raising_place,
     shorten,
 )
 from ._simulation import FAULT_PREFIX
@@ -52,6 +57,9 @@ _MOST_LABEL: Final = 40
 _SAME: Final = 0.15
 _ALIKE: Final = 0.6
 _LEAST: Final = 8.0
+_OF_KERNELS: Final = frozenset({"request", "prompt", "input", "status"})
+_RARE: Final = frozenset({"prompt", "input", "status"})
+_WAKES: Final = {"event": 35.0, "ended": 150.0}
 _MOST_CANDIDATES: Final = 400
 _TRIVIAL: Final = (
     "def ",
@@ -79,6 +87,7 @@ class Line:
         end: ``waits``, ``ends`` and the like if it is the last one of its step, else empty.
         failure: the failure came up here.
         times: how often in a row.
+        held: it is what was held back until now.
     """
 
     step: Step
@@ -86,6 +95,7 @@ class Line:
     end: str = ""
     failure: bool = False
     times: int = 1
+    held: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -163,13 +173,31 @@ Item = Line | Switch | Passing | Gap
 
 
 @attrs.frozen(eq=False)
+class Led:
+    """What has led to a failure in our own code.
+
+    Attributes:
+        turn: the name of the turn that has failed.
+        message: what it had taken last; None if it had only been started.
+        place: the line of the user's that sent that, or started it.
+    """
+
+    turn: str
+    message: Message | None
+    place: Place
+
+
+@attrs.frozen(eq=False)
 class Scene:
     """What there is to tell of a run.
 
     Attributes:
         failure: what it failed with: the one exception, without the groups around it.
         others: how many others there are beside it.
-        place: where it came up.
+        place: where it came up: the innermost line of the user's.
+        inner_place: where our own code has raised it, if it was that.
+        led: what has led to that, where no line of the user's has.
+        more: other failures, each with where it came up.
         items: what happened.
         labels: what to call the tasks, by the names of their turns.
         threads: the threads of these tasks, by the names of their turns.
@@ -182,6 +210,9 @@ class Scene:
     failure: BaseException
     others: int
     place: Place | None
+    inner_place: Place | None
+    led: Led | None
+    more: tuple[tuple[BaseException, Place | None], ...]
     items: tuple[Item, ...]
     labels: dict[str, str]
     threads: dict[str, str]
@@ -207,21 +238,29 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
     error = errors[0]
     stuck = not any(each is error for each, _ in recorder.raised)
     last = _failing_step(recorder, error)
-    everything = _up_to_failure(_everything(recorder, error, last))
+    place, inner_place = _failing_places(recorder, error)
+    led = _led(recorder, error) if inner_place is not None and place is None else None
+    known = place or (led.place if led is not None else None)
+    _choose_published(recorder, error)
+    home = known.file if known is not None else ""
+    everything = _up_to_failure(_everything(recorder, error, last, home))
     everything = _without_repeats(_without_inner(everything))
-    weights = _weigh(everything, last)
+    weights = _weigh(everything, home)
     items = tuple(_choose(everything, weights, most))
     named = {step.turn for step in recorder.steps if step.turn}
     waiting = tuple(_waiting(recorder)) if stuck else ()
     told = tuple(
         attrs.evolve(each, turn=recorder.owner(each.turn))
         for each in waiting
-        if each.turn not in recorder.hidden or each.place
+        if each.turn not in recorder.hidden or each.place or each.what
     )
     return Scene(
         failure=error,
         others=len(errors) - 1,
-        place=_failing_place(recorder, error),
+        place=place,
+        inner_place=inner_place,
+        led=led,
+        more=tuple((each, raising_place(each)) for each in errors[1:]),
         items=items,
         labels=labels({recorder.owner(each) for each in named | set(recorder.threads)}),
         threads=dict(recorder.threads),
@@ -245,22 +284,93 @@ def _failing_step(recorder: Recorder, error: BaseException) -> int:
     return len(recorder.steps) - 1
 
 
-def _failing_place(recorder: Recorder, error: BaseException) -> Place | None:
+def _failing_places(recorder: Recorder, error: BaseException) -> tuple[Place | None, Place | None]:
+    """Where it came up: the innermost line of the user's, and the one of ours that is inside."""
+    if isinstance(error, trio.TrioInternalError) and error.__cause__ is not None:
+        error = causes(error.__cause__)[0]
+    inner = raising_place(error)
+    place = None
     for step in recorder.steps:
         for row in step.rows:
-            if row.raised is error:
-                return row.place
+            if row.raised is error and row.place is not None and is_users_file(row.place.file):
+                place = row.place
+                break
+    if place is None:
+        place = raising_place(error, users=True)
+    return place, inner if inner is not None and not is_users_file(inner.file) else None
+
+
+def _led(recorder: Recorder, error: BaseException) -> Led | None:
+    """What has led to a failure that has come through no line of the user's."""
+    number = next((number for each, number in recorder.raised if each is error), -1)
+    if number < 0:
+        return None
+    turn = recorder.steps[number].turn
+    answers = (each for each in recorder.messages if each.kind in {"reply", "answer"})
+    answered = {each.about for each in answers if each.sent <= number}
+    for step in reversed(recorder.steps[: number + 1]):
+        for row in reversed(step.rows):
+            for effect in row.effects:
+                match effect:
+                    case Taken(message) if step.turn == turn and message.place is not None:
+                        if message not in answered:
+                            return Led(turn, message, message.place)
+                    case Spawned(turn=started) if started == turn and row.place is not None:
+                        return Led(turn, None, row.place)
     return None
+
+
+def _choose_published(recorder: Recorder, error: BaseException) -> None:
+    """Keep of what a kernel has published what the failure is about; that is told by both sides.
+
+    Of the rest, output is told where there is room for it; busy and idle are not.
+    """
+    about: frozenset[str] = frozenset()
+    if isinstance(error, ProtocolViolation):
+        about = error.requests
+    wanted = {message for msg_id, message in recorder.requests.items() if msg_id in about}
+    for step in recorder.steps:
+        rows: list[Row] = []
+        for row in step.rows:
+            kept = []
+            for effect in row.effects:
+                message = effect.message if isinstance(effect, Sent | Taken) else None
+                if (
+                    message is not None
+                    and message.kind in {"publish", "status"}
+                    and message.about not in wanted
+                ):
+                    if message.kind == "status" or isinstance(effect, Taken):
+                        continue
+                    message.receiver, message.taken = None, step.number  # no arrow: it just is
+                kept.append(effect)
+            if row.effects and not kept and row.place is None:
+                continue
+            row.effects = kept
+            if rows and row.place is None and _goes_with(rows[-1], row):
+                rows[-1].effects += kept
+            else:
+                rows.append(row)
+        step.rows = rows
+
+
+def _goes_with(former: Row, row: Row) -> bool:
+    """Whether what a kernel does by itself can be told with what it did before."""
+    if not row.effects or any(isinstance(each, Said) for each in former.effects):
+        return False
+    effect = row.effects[0]
+    if isinstance(effect, Sent) and effect.message.kind == "reply":
+        return not any(isinstance(each, Sent) for each in former.effects)
+    return False
 
 
 # ------------------------------------------------------------------------------- everything
 
 
-def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator[Item]:
+def _everything(recorder: Recorder, error: BaseException, last: int, home: str) -> Iterator[Item]:
     steps = recorder.steps[: last + 1]
     came: dict[str, Place | None] = {}
-    place = _failing_place(recorder, error)
-    home = place.file if place is not None else ""
+    released: set[Row] = set()
     seen: dict[str, set[Place]] = {}
     held: Switch | None = None  # until there is something to tell after it
     waits: str | None = None  # who was made to wait by the last one, and still does
@@ -274,6 +384,8 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
             begun = step.instead in came or step.instead in recorder.hidden
             place = came.get(step.instead)
             switch = Switch(step, kept, about, place, begun, delayed=delayed)
+            if step.holds and about is not None:
+                released.add(about)
             if held is not None and step.turn.startswith(FAULT_PREFIX):
                 yield held
                 held = None
@@ -284,6 +396,7 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
             items = [Passing(step, step.rows[0])]
         elif not step.inside:
             items = list(_lines(step, error, last, seen.setdefault(step.own, set())))
+            items = [_marked(each, released) for each in items]
             came[step.own] = step.waits
         if held is not None and (items or not step.hidden):
             hidden = step.hidden or held.step is not step
@@ -292,6 +405,12 @@ def _everything(recorder: Recorder, error: BaseException, last: int) -> Iterator
         yield from items
     if held is not None:
         yield held
+
+
+def _marked(item: Item, released: set[Row]) -> Item:
+    if isinstance(item, Line) and item.row in released:
+        return attrs.evolve(item, held=True)
+    return item
 
 
 def _up_to_failure(items: Iterable[Item]) -> list[Item]:
@@ -324,6 +443,10 @@ def _without_repeats(items: Iterable[Item]) -> list[Item]:
         former = found[-1] if found else None
         if isinstance(item, Line) and isinstance(former, Line) and _is_same(former, item):
             found[-1] = attrs.evolve(former, times=former.times + 1)
+        elif isinstance(item, Line) and isinstance(former, Line) and _both_heard(former, item):
+            found[-1] = attrs.evolve(
+                former, row=Row(None, [*former.row.effects, *item.row.effects])
+            )
         else:
             found.append(item)
     return found
@@ -342,6 +465,11 @@ def _is_same(one: Line, other: Line) -> bool:
         and not (first.effects or second.effects or first.assigned or second.assigned)
         and first.raised is second.raised is None
     )
+
+
+def _both_heard(one: Line, other: Line) -> bool:
+    """Whether both are something that reaches the same client, one after the other."""
+    return bool(one.step.hears) and one.step.hears == other.step.hears and len(one.row.effects) < 6
 
 
 def _kept(recorder: Recorder, step: Step, about: Row | None) -> tuple[str, str]:
@@ -375,7 +503,7 @@ def _lines(step: Step, error: BaseException, last: int, seen: set[Place]) -> Ite
     seen.update(row.place for row in rows if row.place is not None)
     ended = step.ended and step.own == step.turn
     end = "ends" if ended else "waits" if step.waits is not None or _pauses(step, rows) else ""
-    end = step.stopped or end
+    end = "" if step.hears else step.stopped or end
     if not rows and ended and not step.happening and not step.hidden:
         rows = [Row(step.place, resumed=True)]
     for row in rows:
@@ -421,16 +549,47 @@ def _next_row(steps: Sequence[Step], start: int, turn: str, home: str) -> Row | 
 
 def _waiting(recorder: Recorder) -> Iterator[Waiting]:
     places: dict[str, Place | None] = {}
+    ran: dict[str, Place] = {}
     for step in recorder.steps:
         if step.turn and not step.inside and not step.happening:
             places[step.own] = step.waits
+            ran.update((step.own, row.place) for row in step.rows if row.place is not None)
             if _pauses(step, step.rows):
                 places[step.own] = step.rows[-1].place
             if step.ended:
                 del places[step.own]
     for turn, place in places.items():
         exchange = recorder.awaited.get(turn)
-        yield Waiting(turn, place, "" if exchange is None else _missing(exchange))
+        if exchange is not None:
+            yield Waiting(turn, place, _missing(exchange))
+            continue
+        served = [each for each, own in recorder.serving.items() if own == turn]
+        if served:
+            inner = recorder.inner.get(turn)
+            if inner is not None and " yield " in inner.code:  # it runs a coroutine by itself
+                inner = ran.get(turn, inner)
+            yield Waiting(turn, place or inner, f"serves {served[-1].name}")
+        else:
+            yield Waiting(turn, place, _unanswered(recorder, turn, place))
+
+
+def _unanswered(recorder: Recorder, turn: str, place: Place | None) -> str:
+    """What a task has sent, and waits for somebody to take or to answer."""
+    answered = {each.about for each in recorder.messages if each.kind == "answer" and each.taken}
+    for message in reversed(recorder.messages):
+        if message.sender != turn or message.kind not in {"ask", "tell", "send"}:
+            continue
+        if message.place is None or message.place != place or message.withdrawn:
+            return ""
+        receiver = message.receiver
+        who = _last_part(receiver) if receiver else "nobody"
+        over = ", which has ended" if receiver in recorder.ends else ""
+        if message.taken is None:
+            return f"{who}{over} has not taken {message.text}" if receiver else ""
+        if message.kind == "ask" and message not in answered:
+            return f"{who}{over} has not answered {message.text}"
+        return ""
+    return ""
 
 
 def _missing(exchange: Exchange) -> str:
@@ -446,7 +605,7 @@ def _missing(exchange: Exchange) -> str:
 # ----------------------------------------------------------------------------------- weight
 
 
-def _weigh(items: Sequence[Item], last: int) -> list[float]:
+def _weigh(items: Sequence[Item], home: str) -> list[float]:
     switches = [index for index, item in enumerate(items) if isinstance(item, Switch)]
     important = [i for i, item in enumerate(items) if isinstance(item, Line) and item.failure]
     if len(switches) <= _MOST_SWITCHES:  # of more, hardly any can be the one that matters
@@ -454,7 +613,6 @@ def _weigh(items: Sequence[Item], last: int) -> list[float]:
     names = _names(items[index] for index in important)
     if not important and items:
         important = [len(items) - 1]
-    home = _home(items)
     weights = [_weight(item, names, home) for item in items]
     position = 0
     important.sort()
@@ -465,14 +623,16 @@ def _weigh(items: Sequence[Item], last: int) -> list[float]:
             position += 1
         if important:
             weights[index] += _NEAR / (1 + abs(important[position] - index))
-    seen: set[object] = set()
+    seen = Counter[object]()
     for index in range(len(items) - 1, -1, -1):
         same, alike = _contents(items[index])
-        if same in seen:  # the last time is the one that tells
+        if seen[same] > 1:
+            weights[index] = 0.0
+        elif seen[same]:  # the last time is the one that tells
             weights[index] *= _SAME
-        elif alike in seen:
+        elif seen[alike]:
             weights[index] *= _ALIKE
-        seen |= {same, alike}
+        seen.update({same, alike})
     for index in important:
         weights[index] += _RISING
     for index in switches:
@@ -496,7 +656,7 @@ def _contents(item: Item) -> tuple[object, object]:
     for effect in item.row.effects:
         if isinstance(effect, Sent | Taken):
             texts.append(effect.message.text)
-            if effect.message.taken is None:
+            if effect.message.taken is None or effect.message.kind in _RARE:
                 return item, item
         elif isinstance(effect, Woke):
             texts.append(effect.turn)
@@ -522,14 +682,6 @@ def _around(items: Sequence[Item], index: int, switch: Switch) -> Iterator[int]:
             break
 
 
-def _home(items: Sequence[Item]) -> str:
-    """The file in which it has failed: most likely the test's, and what its reader knows best."""
-    for item in items:
-        if isinstance(item, Line) and item.failure and item.row.place is not None:
-            return item.row.place.file
-    return ""
-
-
 def _is_at(row: Row | None, file: str) -> bool:
     return row is not None and row.place is not None and row.place.file == file
 
@@ -549,17 +701,19 @@ def _weight(item: Item, names: frozenset[str], home: str) -> float:
     for effect in row.effects:
         if isinstance(effect, Sent | Taken) and effect.message.sender == effect.message.receiver:
             continue  # a queue of one's own
-        if isinstance(effect, Sent | Taken) and effect.message.kind == "request":
+        if isinstance(effect, Sent | Taken) and effect.message.kind in _OF_KERNELS:
             weight = max(weight, 110.0)
-        if isinstance(effect, Sent):
+        if isinstance(effect, Sent) and effect.message.kind == "publish":
+            weight = max(weight, 20.0 if effect.message.receiver is None else 110.0)
+        elif isinstance(effect, Sent):
             weight = max(weight, 60.0 if effect.message.taken is not None else 90.0)
         elif isinstance(effect, Taken | Said):
             weight = max(weight, 60.0)
         elif isinstance(effect, Woke):
-            weight = max(weight, 35.0 if effect.why == "event" else 70.0)
+            weight = max(weight, _WAKES.get(effect.why, 70.0))
         elif isinstance(effect, Spawned):
             weight = max(weight, 25.0)
-    if row.assigned:
+    if row.assigned and not (row.place is not None and row.place.function.endswith("__init__")):
         weight = max(weight, 40.0)
     if row.raised is not None:
         weight = max(weight, 70.0)
@@ -607,6 +761,9 @@ def _choose(items: Sequence[Item], weights: Sequence[float], most: int) -> Itera
         chosen.add(index)
         if _length(chosen, len(items)) > most:
             chosen.remove(index)
+    for index in range(len(items)):  # a gap takes as much room as the one line that it is about
+        if index not in chosen and {index - 1, index + 1} - chosen <= {-1, len(items)}:
+            chosen.add(index)
     left_out: list[Item] = []
     for index, item in enumerate(items):
         if index in chosen:

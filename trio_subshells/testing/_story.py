@@ -31,6 +31,7 @@ from ._errors import (
 )
 from ._model import ProtocolViolation
 from ._record import (
+    Message,
     Place,
     Recorder,
     Row,
@@ -46,6 +47,7 @@ from ._record import (
 from ._scenes import (
     Gap,
     Item,
+    Led,
     Line,
     Passing,
     Scene,
@@ -56,6 +58,10 @@ from ._scenes import (
 )
 from ._simulation import FAULT_PREFIX
 
+_ENDED: Final = " (ended)"
+_PUBLISHED: Final = frozenset({"publish", "status"})
+_HEARD: Final = _PUBLISHED | {"prompt", "input"}
+_ABOUT: Final = _HEARD | {"reply"}
 WIDTH: Final = 110
 ARROW: Final = "━━▶"
 _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
@@ -103,9 +109,11 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 _EXPLANATION: Final = (
     "What ran{}, in this order (a task runs until it awaits, then another may go on)"
 )
-_ITEMS: Final = 27
+_SCREEN: Final = 44
+_ITEMS: Final = 24
 _ITEMS_IN_DETAIL: Final = 100
 _MOST_WAITING: Final = 6
+_MOST_FAILURES: Final = 2
 _MOST_MESSAGE: Final = 4
 _MOST_CODE: Final = 50
 _MOST_TASK: Final = 24
@@ -138,9 +146,13 @@ def tell(scene: Scene, finding: Finding) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def compose_story(recorder: Recorder, failure: BaseException) -> Scene:
+def compose_story(recorder: Recorder, failure: BaseException, finding: Finding) -> Scene:
     """What to tell on one screen; with details, on some."""
-    return compose(recorder, failure, _ITEMS_IN_DETAIL if recorder.details else _ITEMS)
+    if recorder.details:
+        return compose(recorder, failure, _ITEMS_IN_DETAIL)
+    scene = compose(recorder, failure, _ITEMS)
+    room = _SCREEN - len(tell(scene, finding).splitlines())
+    return compose(recorder, failure, _ITEMS + room) if room > 0 else scene
 
 
 # --------------------------------------------------------------------------- head and foot
@@ -152,6 +164,7 @@ def headline(scene: Scene) -> list[str]:
     message = str(error)
     if scene.waiting:  # who waits is said at the end
         message = message.partition(AND_WAITING)[0]
+    message = known_ids(message)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     lines = text.splitlines()
     if len(lines) > _MOST_MESSAGE:
@@ -166,18 +179,44 @@ def meaning_of(error: BaseException) -> str:
 
 def _what(scene: Scene) -> Iterator[str]:
     yield from headline(scene)
-    if scene.place is not None:
-        where = f"  raised in {scene.place.function}, {scene.place.short}:  "
-        yield where + shorten(scene.place.code, max(20, WIDTH - len(where)))
-    if meaning := meaning_of(scene.failure):
-        yield f"  {meaning}"
     if isinstance(scene.failure, trio.TrioInternalError) and scene.failure.__cause__ is not None:
         cause = causes(scene.failure.__cause__)[0]
         frames = traceback.extract_tb(cause.__traceback__)
         where = f" in {frames[-1].name}: {frames[-1].line}" if frames else ""
         yield shorten(f"  {type(cause).__name__}{where}", WIDTH)
-    if scene.others:
-        yield f"  and {scene.others} more exception{'s' * (scene.others > 1)}"
+    if scene.inner_place is not None:
+        yield _at("raised", scene.inner_place)
+        if scene.place is not None:
+            yield _at("called", scene.place)
+        elif scene.led is not None:
+            words = f"  {led_words(scene, scene.led)}:  "
+            yield words + shorten(scene.led.place.code, max(20, WIDTH - len(words)))
+    elif scene.place is not None:
+        yield _at("raised", scene.place)
+    if meaning := meaning_of(scene.failure):
+        yield f"  {meaning}"
+    for error, place in scene.more[:_MOST_FAILURES]:
+        text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        yield shorten(f"  and {known_ids(text)}", WIDTH)
+        if place is not None:
+            yield f"  {_at('raised', place)}"
+    left = len(scene.more) - _MOST_FAILURES
+    if left > 0:
+        yield f"  and {_counted(left, 'more exception', 'more exceptions')}"
+
+
+def _at(verb: str, place: Place) -> str:
+    where = f"  {verb} in {place.function}, {place.short}:  "
+    return where + shorten(place.code, max(20, WIDTH - 2 - len(where)))
+
+
+def led_words(scene: Scene, led: Led) -> str:
+    """What has led to a failure in our own code."""
+    who, place = scene.label(led.turn), led.place.short
+    if led.message is None:
+        return f"in {who}, which was started at {place}"
+    what = shorten(led.message.name or led.message.text, 30)
+    return f"in {who}, which had taken {what}, sent at {place}"
 
 
 def _how(scene: Scene, finding: Finding) -> Iterator[str]:
@@ -272,7 +311,7 @@ class _Table:
 
     def _line(self, line: Line) -> str:
         label = shorten(self._scene.label(line.step.turn), self._task)
-        if line.step.happening:
+        if line.step.happening and not line.step.hears:
             label = ""
         said = "" if label == self._said_task else label
         self._said_task = label
@@ -320,7 +359,7 @@ def _joined(effects: Sequence[str], room: int) -> str:
         if len("; ".join(words)) <= room:
             break
         if len(words) > 1:
-            words = [each for each in words if not each.startswith(start)]
+            words = [each for each in words if not each.startswith(start) or each.endswith(_ENDED)]
     return "; ".join(words)
 
 
@@ -340,7 +379,7 @@ def seconds(time: float) -> str:
 
 def code_of(line: Line) -> str:
     """The line of code; for what isn't one, what happens."""
-    if line.step.happening:
+    if line.step.happening and not line.step.hears:
         return line.step.turn
     return line.row.place.code if line.row.place is not None else ""
 
@@ -357,15 +396,68 @@ def effects_of(scene: Scene, line: Line) -> list[str]:
         for effect in row.effects
         if isinstance(effect, Sent | Taken)
     }
+    former: Sent | Taken | None = None
     for effect in row.effects:
-        if isinstance(effect, Woke) and effect.turn in given:
+        if isinstance(effect, Woke) and effect.turn in given and effect.why != "ended":
             continue  # it is the message that wakes
-        words.append(effect_words(scene, effect))
+        text = effect_words(scene, effect)
+        if not isinstance(effect, Sent | Taken):
+            verb, _, who = text.partition(" ")
+            if isinstance(effect, Woke) and words and words[-1].startswith(f"{verb} "):
+                words[-1] += f", {who}"
+            else:
+                words.append(text)
+            former = None
+            continue
+        about = _about(scene, line, effect)
+        if former is not None and _go_together(former, effect):
+            text = text.partition(" ")[2]  # "hears busy, idle of execute 'x'"
+            words[-1] = f"{words[-1].removesuffix(about)}, {text}{about}"
+        else:
+            words.append(text + about)
+        former = effect
+    if line.held:
+        words.insert(0, "goes on at last")
     if row.raised is not None:
         words.append(f"raises {type(row.raised).__name__}")
     elif line.end:
         words.append(line.end if line.times == 1 else f"{line.end}, {line.times} times")
     return words
+
+
+def _about(scene: Scene, line: Line, effect: Sent | Taken) -> str:
+    """Which request a message of a kernel's is about, if that isn't plain."""
+    message = effect.message
+    about = message.about
+    if about is None or message.kind not in (_ABOUT if isinstance(effect, Sent) else _HEARD):
+        return ""
+    served = {each.message for each in line.row.effects if isinstance(each, Taken)}
+    if about in served or (message.kind == "reply" and _is_last_taken(scene, line, about)):
+        return ""
+    return f" {'to' if message.kind == 'reply' else 'of'} {about.name}"
+
+
+def _go_together(one: Sent | Taken, other: Sent | Taken) -> bool:
+    """Whether both tell of what was published for the same request."""
+    kinds = {one.message.kind, other.message.kind}
+    return (
+        type(one) is type(other)
+        and kinds <= _PUBLISHED
+        and one.message.about is other.message.about
+    )
+
+
+def _is_last_taken(scene: Scene, line: Line, request: Message) -> bool:
+    """Whether it is plain which request a reply is to."""
+    last = None
+    for item in scene.items:
+        if item is line:
+            break
+        if isinstance(item, Line) and item.step.turn == line.step.turn:
+            for effect in item.row.effects:
+                if isinstance(effect, Taken) and effect.message.kind == "request":
+                    last = effect.message
+    return last is request
 
 
 def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> str:
@@ -389,6 +481,9 @@ def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> 
                     return f"sends {message.text} (never served)"
                 case "reply":
                     return f"replies {message.text}"
+                case "publish" | "status":
+                    lost = "" if message.taken is not None else " (not heard)"
+                    return f"publishes {message.text}{lost}"
             return f"sends {to} {message.text}{lost}"
         case Taken(message):
             by = scene.label(message.sender)
@@ -399,9 +494,15 @@ def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> 
                     return f"is answered {message.text} by {by}"
                 case "end":
                     return f"learns that {message.text}"
+                case "publish" | "status":
+                    return f"hears {message.text}"
+                case "prompt" | "input":
+                    return f"takes {message.text}"
             return f"takes {message.text} from {by}"
         case Spawned(turn=turn):
             return f"starts {scene.label(turn)}"
+        case Woke(turn=turn, why="ended"):
+            return f"wakes {scene.label(turn)}{_ENDED}"
         case Woke(turn=turn, why="cancelled"):
             return f"cancels {scene.label(turn)}"
         case Woke(turn=turn):
@@ -449,6 +550,8 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         return f"here a fault is injected{before if kept else ''}: {fault}"
     if not step.turn:
         went_on = f"here time passes{before}"
+    elif step.hears and not step.holds:
+        went_on = f"here what was published reaches {on} first{before}"
     elif on and on == kept:
         return f"here something else comes first, inside of the kernel, and {kept} goes on later"
     elif not on:
@@ -461,6 +564,11 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         return f"{place}; {kept} {_next_words(switch)}" if kept else place
     else:
         went_on = f"here {on} goes on{instead}"
+    if step.holds and kept:
+        others = on if on and on != kept else "others"
+        goes_on = f"here {others} {'goes' if others == on else 'go'} on instead of {kept}"
+        held = "which is held back until nothing else can happen"
+        return f"{goes_on}, {held}; {kept} {_next_words(switch)}"
     if not kept:
         return went_on if delayed else f"{went_on}, sooner than usual"
     return f"{went_on}, which {_next_words(switch)}"
