@@ -399,6 +399,7 @@ def test_a_kernels_requests_are_messages_and_its_tasks_are_its_actors() -> None:
         ("publish", "stdout 'good night'", "kernel/io/iopub", "client"),
         ("reply", "ok", shell, "main"),
         ("status", "idle", shell, "client"),
+        ("forward", "ok", "kernel/io/shell", None),
     ]
     assert all(each.taken is not None for each in recorder.messages)
     woken = {

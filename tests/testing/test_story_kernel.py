@@ -12,7 +12,7 @@ import trio_subshells as ts
 from trio_subshells import actors
 from trio_subshells.kernel import _control, _stdin
 from trio_subshells.kernel._subshell import Subshell
-from trio_subshells.testing import check_protocol, simulated_kernel
+from trio_subshells.testing import ProtocolViolation, check_protocol, simulated_kernel
 
 from .stories import CountingKernel, report_of
 
@@ -107,19 +107,62 @@ def test_a_violation_is_told_with_what_was_published(monkeypatch: pytest.MonkeyP
     assert report.text.startswith("ProtocolViolation: execute '1' ")
     lines = told(report.text)
     text = "\n".join(lines)
-    assert "serves execute_request '1' of test; publishes busy, execute_input" in text
+    assert "serves execute '1' of test; publishes busy, execute_input" in text.replace(
+        "_request", ""
+    )
     sent = ("publishes idle of", "publishes stdo", "publishes idle once more")
     numbers = [next(i for i, line in enumerate(lines) if each in line) for each in sent]
     assert numbers == sorted(numbers)
-    (heard,) = [line for line in lines if line.split()[:2] == ["client", "hears"]]
-    assert "hears busy, execute_input, idle, stdout 'late\\n'" in heard
+    heard = [line for line in lines if line.split()[:2] == ["client", "hears"]]
+    assert "hears busy, execute_input" in heard[0]
+    assert "idle, stdout 'late\\n'" in heard[-1]
     assert "participant" in report.mermaid
     assert "as client" in report.mermaid
     assert "-->>" in report.mermaid
     assert ">idle</text>" in report.svg
 
 
-def test_of_other_failures_only_output_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_violation_is_told_with_when_a_reply_was_sent() -> None:
+    async def body() -> None:
+        async with simulated_kernel(CountingKernel()) as kernel:
+            subshell = await kernel.create_subshell()
+            cell = kernel.client.execute_soon("1", subshell=subshell)
+            await cell.done()
+            raise ProtocolViolation(f"{cell} came to nothing", frozenset({cell.id}))
+
+    lines = told(report_of(body).text)
+    (made,) = [i for i, line in enumerate(lines) if "self.total = 1; replies ok" in line]
+    (sent,) = [i for i, line in enumerate(lines) if "sends on the reply ok to execute '1'" in line]
+    assert made < sent
+    assert lines[sent].split()[0] == "shell"
+
+
+def test_the_tasks_of_a_cell_have_their_names() -> None:
+    class Parallel(ts.Kernel):
+        implementation = "parallel"
+        language_info = ts.LanguageInfo(name="words")
+
+        async def execute(self, cell: ts.Cell) -> None:
+            async def piece() -> None:
+                await trio.sleep(1)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(piece)
+                nursery.start_soon(piece)
+
+    async def body() -> None:
+        async with simulated_kernel(Parallel()) as kernel:
+            await kernel.client.execute("")
+            raise ValueError("to be told")
+
+    text = report_of(body).text
+    assert "starts piece" in text
+    assert "starts piece#2" in text
+    assert "(time passes: piece has slept, piece#2 has slept)" in text
+    assert any(line.split()[:2] == ["piece", "await"] for line in told(text))
+
+
+def test_of_other_failures_only_output_is_told() -> None:
     class Talking(ts.Kernel):
         implementation = "talking"
         language_info = ts.LanguageInfo(name="words")

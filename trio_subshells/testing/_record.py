@@ -26,10 +26,18 @@ import site
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import CodeType, FrameType, MemberDescriptorType, ModuleType, TracebackType
+from types import (
+    CodeType,
+    CoroutineType,
+    FrameType,
+    GeneratorType,
+    MemberDescriptorType,
+    ModuleType,
+    TracebackType,
+)
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import attrs
@@ -41,7 +49,7 @@ from ..actors._actor import ActorState, Ended
 from ..actors._mailbox import Letter
 from ..actors._promise import BlockingPromise, Promise
 from ..actors._queue import Queue
-from ..kernel import _stdin
+from ..kernel import _guard, _stdin
 from ..kernel._errors import text_of
 from ..wire import Channel, WireSession
 from ..wire import Message as WireMessage
@@ -49,12 +57,16 @@ from ..wire._session import DELIMITER
 from . import _process, _simulation
 from ._client import Client, Exchange
 from ._errors import leaves
+from ._network import SimulatedRouter
 
 if TYPE_CHECKING:
     from ._simulation import SimulatedThread, Simulation, Turn
 
 _MOST_LINES: Final = 60
 """Lines noted per step; what a loop does a thousand times needn't be told a thousand times."""
+
+ONCE_MORE: Final = " once more"
+"""How the text of a state ends that a kernel has published before for the same request."""
 
 KERNEL: Final = "kernel"
 """The name of a simulated kernel's first thread; those that it starts are named after it."""
@@ -104,8 +116,9 @@ class Message:
 
     Attributes:
         kind: ``tell``, ``ask``, ``answer``, ``send``, or ``end`` (of an actor, to who watches it);
-            between a kernel and its client, ``request`` and ``reply``, ``publish`` (on iopub),
-            ``prompt`` and ``input`` (on stdin).
+            between a kernel and its client, ``request`` and ``reply`` (``forward``, where a channel
+            sends that later), ``publish`` and ``status`` (on iopub), ``prompt`` and ``input`` (on
+            stdin).
         text: what it is, shortened.
         sender: the name of the turn that sent it.
         sent: the number of that step.
@@ -114,6 +127,7 @@ class Message:
         withdrawn: the sender was cancelled, or refused, before it was accepted.
         place: the line that sent it, if that is the user's.
         about: the request that it belongs to, or the ask that it answers.
+        matters: whether the failure is about it; that is known afterwards.
         name: of a request: what to call it where another message is about it.
     """
 
@@ -126,6 +140,7 @@ class Message:
     withdrawn: bool = False
     place: Place | None = attrs.field(default=None, repr=False)
     about: Message | None = attrs.field(default=None, repr=False)
+    matters: bool = False
     name: str = ""
     _value: object = attrs.field(default=None, repr=False)
 
@@ -276,6 +291,7 @@ class Recorder(_simulation.Recorder):
         self.inner: dict[str, Place] = {}
         self.requests: dict[str, Message] = {}
         self._replies: dict[str, Message] = {}
+        self._replied: dict[str, Message] = {}
         self._published: dict[str, Message] = {}
         self._states: set[tuple[Message, str]] = set()
         self._prompts: dict[str, Message] = {}
@@ -440,6 +456,7 @@ class Recorder(_simulation.Recorder):
         self._replace(Client, "prompt", self._prompted)
         self._replace(Client, "_take", self._hearing)
         self._replace(WireSession, "serialize", self._serializing)
+        self._replace(SimulatedRouter, "send_nowait", self._forwarding)
         self._replace(WireSession, "serialize_message", self._prompting)
         self._replace(_stdin, "_belongs_to", self._pairing)
         self._replace(Exchange, "until", self._awaiting)
@@ -764,6 +781,7 @@ class Recorder(_simulation.Recorder):
             if self._active and request is not None:
                 if msg_type.endswith("_reply"):
                     self._reply(msg_id, request, content or {})
+                    self._replied[_id_of(frames)] = self._replies[msg_id]
                 else:
                     self._publish(request, msg_type, content or {}, frames)
             return frames
@@ -779,9 +797,22 @@ class Recorder(_simulation.Recorder):
             where.rows.insert(position, Row(place, [Said(f"raises {content['ename']}")]))
         message = self._message("reply", _reply(content), receiver=request.sender, about=request)
         self._replies[msg_id] = message
-        if not step.rows or any(_is_published(each) for each in step.rows[-1].effects):
+        if not step.rows or any(_stands_alone(each) for each in step.rows[-1].effects):
             step.rows.append(Row(None))
         step.rows[-1].effects.append(Sent(message))
+
+    def _forwarding(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The channel sends what a shell has answered, maybe some time later."""
+
+        def send_nowait(router: Any, frames: list[bytes]) -> Any:
+            message = self._replied.pop(_id_of(frames), None) if self._active else None
+            if message is not None and message.sent != self._step.number:
+                sent = self._message("forward", message.text, about=message.about)
+                sent.taken = sent.sent
+                self._kernels_row().effects.append(Sent(sent))
+            return function(router, frames)
+
+        return send_nowait
 
     def _publish(
         self, request: Message, msg_type: str, content: Mapping[str, Any], frames: list[bytes]
@@ -795,7 +826,7 @@ class Recorder(_simulation.Recorder):
         kind = "status" if state or msg_type == "execute_input" else "publish"
         text = _publication(msg_type, content)
         if state and (request, state) in self._states:
-            text, kind = f"{text} once more", "publish"
+            text, kind = f"{text}{ONCE_MORE}", "publish"
         self._states.add((request, state))
         message = self._message(kind, text, about=request)
         self._published[_id_of(frames)] = message
@@ -1084,8 +1115,11 @@ def _is_kernels(thread: str) -> bool:
 
 def _is_machinery(task: trio.lowlevel.Task, thread: str) -> bool:
     """Whether a task is part of how a kernel, or its client, works."""
-    file = getattr(task.coro, "cr_code", None)
-    name = file.co_filename if file is not None else ""
+    coro = task.coro
+    if getattr(coro, "cr_code", None) is _guard._drive.__code__ and coro.cr_frame is not None:
+        coro = coro.cr_frame.f_locals["body"]  # a cell has started it
+    code = getattr(coro, "cr_code", None)
+    name = code.co_filename if code is not None else ""
     if _is_kernels(thread):
         return not is_users_file(name)
     return name.startswith(_TESTING) and not task.name.endswith(_simulation._ROOT)
@@ -1124,8 +1158,11 @@ def _publication(msg_type: str, content: Mapping[str, Any]) -> str:
     return msg_type
 
 
-def _is_published(effect: object) -> bool:
-    return isinstance(effect, Sent) and effect.message.kind in {"publish", "status"}
+def _stands_alone(effect: object) -> bool:
+    """Whether a reply is told on a line of its own after this."""
+    return isinstance(effect, Said) or (
+        isinstance(effect, Sent) and effect.message.kind in {"publish", "status"}
+    )
 
 
 def _id_of(frames: list[bytes]) -> str:
@@ -1155,7 +1192,7 @@ def _from_trio(frame: FrameType) -> bool:
 def _sleeps(task: trio.lowlevel.Task) -> bool:
     return any(
         frame.f_code.co_name == "sleep_until" and frame.f_globals.get("__name__", "")[:5] == "trio."
-        for frame, _ in task.iter_await_frames()
+        for frame, _ in await_frames(task)
     )
 
 
@@ -1229,10 +1266,25 @@ def await_place(task: trio.lowlevel.Task, *, details: bool = False) -> Place | N
     found = None
     if getattr(task.coro, "cr_frame", task) is None:
         return None  # it has ended; older versions of trio stumble over that
-    for frame, line in task.iter_await_frames():
+    for frame, line in await_frames(task):
         if line is not None and is_users_file(frame.f_code.co_filename, details=details):
             found = Place(frame.f_code.co_filename, line, _function(frame.f_code))
     return found
+
+
+def await_frames(task: trio.lowlevel.Task) -> Iterator[tuple[FrameType, int | None]]:
+    """What a task's ``iter_await_frames`` gives, also inside of what a kernel steps by itself."""
+    for frame, line in task.iter_await_frames():
+        yield frame, line
+        if frame.f_code is _guard._stepped.__code__:
+            inner = frame.f_locals.get("body")
+            while isinstance(inner, CoroutineType) and inner.cr_frame is not None:
+                yield inner.cr_frame, inner.cr_frame.f_lineno
+                awaited = inner.cr_await
+                if isinstance(awaited, GeneratorType) and awaited.gi_frame is not None:
+                    yield awaited.gi_frame, awaited.gi_frame.f_lineno
+                    awaited = awaited.gi_yieldfrom
+                inner = awaited
 
 
 def _place_of(frame: FrameType) -> Place:

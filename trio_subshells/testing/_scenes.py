@@ -27,6 +27,7 @@ from ._errors import leaves
 from ._model import ProtocolViolation
 from ._record import (
     KERNEL,
+    ONCE_MORE,
     Message,
     Place,
     Recorder,
@@ -57,8 +58,8 @@ _MOST_LABEL: Final = 40
 _SAME: Final = 0.15
 _ALIKE: Final = 0.6
 _LEAST: Final = 8.0
-_OF_KERNELS: Final = frozenset({"request", "prompt", "input", "status"})
-_RARE: Final = frozenset({"prompt", "input", "status"})
+_OF_KERNELS: Final = frozenset({"request", "prompt", "input", "status", "forward"})
+_RARE: Final = frozenset({"prompt", "input", "status", "forward"})
 _WAKES: Final = {"event": 35.0, "ended": 150.0}
 _MOST_CANDIDATES: Final = 400
 _TRIVIAL: Final = (
@@ -329,6 +330,13 @@ def _choose_published(recorder: Recorder, error: BaseException) -> None:
     if isinstance(error, ProtocolViolation):
         about = error.requests
     wanted = {message for msg_id, message in recorder.requests.items() if msg_id in about}
+    wanted |= {
+        each.about
+        for each in recorder.messages
+        if each.about is not None and each.text.endswith(ONCE_MORE)
+    }
+    for each in recorder.messages:
+        each.matters = each in wanted or each.about in wanted
     for step in recorder.steps:
         rows: list[Row] = []
         for row in step.rows:
@@ -337,10 +345,10 @@ def _choose_published(recorder: Recorder, error: BaseException) -> None:
                 message = effect.message if isinstance(effect, Sent | Taken) else None
                 if (
                     message is not None
-                    and message.kind in {"publish", "status"}
-                    and message.about not in wanted
+                    and message.kind in {"publish", "status", "forward"}
+                    and not message.matters
                 ):
-                    if message.kind == "status" or isinstance(effect, Taken):
+                    if message.kind != "publish" or isinstance(effect, Taken):
                         continue
                     message.receiver, message.taken = None, step.number  # no arrow: it just is
                 kept.append(effect)
@@ -352,6 +360,8 @@ def _choose_published(recorder: Recorder, error: BaseException) -> None:
             else:
                 rows.append(row)
         step.rows = rows
+        if not rows and step.hears:
+            step.hears, step.turn = "", step.own
 
 
 def _goes_with(former: Row, row: Row) -> bool:
@@ -441,6 +451,8 @@ def _without_repeats(items: Iterable[Item]) -> list[Item]:
     found: list[Item] = []
     for item in items:
         former = found[-1] if found else None
+        if isinstance(item, Passing) and isinstance(former, Passing) and _is_no_news(former, item):
+            continue
         if isinstance(item, Line) and isinstance(former, Line) and _is_same(former, item):
             found[-1] = attrs.evolve(former, times=former.times + 1)
         elif isinstance(item, Line) and isinstance(former, Line) and _both_heard(former, item):
@@ -465,6 +477,15 @@ def _is_same(one: Line, other: Line) -> bool:
         and not (first.effects or second.effects or first.assigned or second.assigned)
         and first.raised is second.raised is None
     )
+
+
+def _is_no_news(one: Passing, other: Passing) -> bool:
+    """Whether the same have been woken, at the same time."""
+    first, second = (
+        {each.turn for each in passing.row.effects if isinstance(each, Woke)}
+        for passing in (one, other)
+    )
+    return second <= first and one.step.time == other.step.time
 
 
 def _both_heard(one: Line, other: Line) -> bool:
@@ -703,6 +724,8 @@ def _weight(item: Item, names: frozenset[str], home: str) -> float:
             continue  # a queue of one's own
         if isinstance(effect, Sent | Taken) and effect.message.kind in _OF_KERNELS:
             weight = max(weight, 110.0)
+        if isinstance(effect, Sent | Taken) and effect.message.matters:
+            weight = max(weight, 200.0)
         if isinstance(effect, Sent) and effect.message.kind == "publish":
             weight = max(weight, 20.0 if effect.message.receiver is None else 110.0)
         elif isinstance(effect, Sent):

@@ -61,7 +61,7 @@ from ._simulation import FAULT_PREFIX
 _ENDED: Final = " (ended)"
 _PUBLISHED: Final = frozenset({"publish", "status"})
 _HEARD: Final = _PUBLISHED | {"prompt", "input"}
-_ABOUT: Final = _HEARD | {"reply"}
+_ABOUT: Final = _HEARD | {"reply", "forward"}
 WIDTH: Final = 110
 ARROW: Final = "━━▶"
 _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
@@ -207,6 +207,8 @@ def _what(scene: Scene) -> Iterator[str]:
 
 def _at(verb: str, place: Place) -> str:
     where = f"  {verb} in {place.function}, {place.short}:  "
+    if len(where) + len(place.code) > WIDTH - 2:
+        where = f"  {verb} at {place.short}:  "
     return where + shorten(place.code, max(20, WIDTH - 2 - len(where)))
 
 
@@ -355,6 +357,8 @@ class _Table:
 def _joined(effects: Sequence[str], room: int) -> str:
     """What followed, in one line. What is least needed is left out where that is too long."""
     words = list(effects)
+    if len("; ".join(words)) > room:
+        words = [each.replace("_request", "", 1) for each in words]
     for start in ("wakes ", "waits", "ends"):
         if len("; ".join(words)) <= room:
             break
@@ -397,6 +401,7 @@ def effects_of(scene: Scene, line: Line) -> list[str]:
         if isinstance(effect, Sent | Taken)
     }
     former: Sent | Taken | None = None
+    about = ""
     for effect in row.effects:
         if isinstance(effect, Woke) and effect.turn in given and effect.why != "ended":
             continue  # it is the message that wakes
@@ -409,11 +414,12 @@ def effects_of(scene: Scene, line: Line) -> list[str]:
                 words.append(text)
             former = None
             continue
-        about = _about(scene, line, effect)
         if former is not None and _go_together(former, effect):
             text = text.partition(" ")[2]  # "hears busy, idle of execute 'x'"
             words[-1] = f"{words[-1].removesuffix(about)}, {text}{about}"
         else:
+            told_of = former is not None and former.message.about is effect.message.about
+            about = "" if told_of else _about(scene, line, effect)
             words.append(text + about)
         former = effect
     if line.held:
@@ -434,7 +440,7 @@ def _about(scene: Scene, line: Line, effect: Sent | Taken) -> str:
     served = {each.message for each in line.row.effects if isinstance(each, Taken)}
     if about in served or (message.kind == "reply" and _is_last_taken(scene, line, about)):
         return ""
-    return f" {'to' if message.kind == 'reply' else 'of'} {about.name}"
+    return f" {'to' if message.kind in {'reply', 'forward'} else 'of'} {about.name}"
 
 
 def _go_together(one: Sent | Taken, other: Sent | Taken) -> bool:
@@ -481,6 +487,8 @@ def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> 
                     return f"sends {message.text} (never served)"
                 case "reply":
                     return f"replies {message.text}"
+                case "forward":
+                    return f"sends on the reply {message.text}"
                 case "publish" | "status":
                     lost = "" if message.taken is not None else " (not heard)"
                     return f"publishes {message.text}{lost}"
@@ -569,6 +577,8 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         goes_on = f"here {others} {'goes' if others == on else 'go'} on instead of {kept}"
         held = "which is held back until nothing else can happen"
         return f"{goes_on}, {held}; {kept} {_next_words(switch)}"
+    if not kept and step.holds and delayed:
+        return f"{went_on}, which is held back until nothing else can happen"
     if not kept:
         return went_on if delayed else f"{went_on}, sooner than usual"
     return f"{went_on}, which {_next_words(switch)}"
