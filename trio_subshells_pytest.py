@@ -49,6 +49,14 @@ def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None, Any,
         metavar="SEED",
         help="what the exploring tests' random decisions start from",
     )
+    group.addoption(
+        "--preempt",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="stop threads between two statements of this module or package, too, in exploring "
+        "tests; may be given several times",
+    )
     options: dict[str, Any] = {"dest": "schedule_replay", "metavar": "SCHEDULE"}
     try:
         group.addoption("--replay", "--schedule-replay", help=_REPLAY_HELP, **options)

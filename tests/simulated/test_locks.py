@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
 import outcome
 import pytest
 import trio
 
 from trio_subshells import actors
-from trio_subshells.actors import Promise, _hosts
+from trio_subshells.actors import Promise, _hosts, _promise, _queue, _supervision
+from trio_subshells.kernel import _guard, _output, _pending, _terminate
 from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
 from trio_subshells.kernel._output import OutputPort
 from trio_subshells.kernel._parent import VARIABLE
 from trio_subshells.kernel._pending import AnswerRight
 from trio_subshells.kernel._terminate import Terminator
-from trio_subshells.testing import explore, explore_schedules
-from trio_subshells.testing._locks import PausingLock
+from trio_subshells.testing import explore_schedules
 from trio_subshells.wire import WireSession
 
 from .kernels import Flag
@@ -57,7 +56,7 @@ async def in_threads(**functions: Callable[[], Awaitable[object]]) -> None:
 # ------------------------------------------------------------------------------------------ actors
 
 
-@explore_schedules(100)
+@explore_schedules(300, preempt=[_promise])
 async def test_a_value_that_is_there_is_not_lost_to_a_cancellation() -> None:
     promises: list[Promise[int]] = []
     waited_for = Flag()
@@ -85,13 +84,12 @@ async def test_a_value_that_is_there_is_not_lost_to_a_cancellation() -> None:
     await in_threads(waits=waits, resolves=resolves)
 
 
-@explore_schedules(60)
+@explore_schedules(300, preempt=[_supervision, _queue])
 async def test_who_has_seen_an_actor_end_is_refused() -> None:
     watching = Flag()
 
     async with actors.open_system() as system:
         ref = await system.spawn(_Caller(watching.wait), name="ends")
-        ref._queue._lock = PausingLock()
 
         async def tells() -> None:
             watching.set()
@@ -103,13 +101,12 @@ async def test_who_has_seen_an_actor_end_is_refused() -> None:
         await teller.watch()
 
 
-@explore_schedules(100)
+@explore_schedules(300, preempt=[_supervision])
 async def test_whoever_watches_is_told_of_the_end() -> None:
     watching = Flag()
 
     async with actors.open_system() as system:
         ref = await system.spawn(_Caller(watching.wait), name="ends")
-        ref._node._lock = PausingLock()
 
         async def watches() -> None:
             watching.set()
@@ -119,7 +116,7 @@ async def test_whoever_watches_is_told_of_the_end() -> None:
         await watcher.watch()
 
 
-@explore_schedules(100)
+@explore_schedules(300, preempt=[_queue])
 async def test_a_receiver_that_falls_asleep_is_woken() -> None:
     class Receiver(actors.Actor):
         async def run(self, mailbox: actors.Mailbox) -> None:
@@ -128,33 +125,21 @@ async def test_a_receiver_that_falls_asleep_is_woken() -> None:
 
     async with actors.open_system() as system:
         ref = await system.spawn(Receiver(), name="receives", host=actors.ThreadHost())
-        ref._queue._lock = PausingLock()
         for _ in range(2):
             await ref.tell("wake up")
         await ref.watch()
 
 
-def test_a_cancellation_reaches_a_thread_that_is_about_to_start(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Child(_hosts.ChildThread):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            self._lock = PausingLock()
-
-    monkeypatch.setattr(_hosts, "ChildThread", Child)
-
-    async def body() -> None:
-        async with actors.open_system() as system, trio.open_nursery() as nursery:
-            nursery.start_soon(spawn, system)
-            for _ in range(3):
-                await trio.lowlevel.checkpoint()
-            nursery.cancel_scope.cancel()
-
-    async def spawn(system: actors.Supervisor) -> None:
+@explore_schedules(300, preempt=[_hosts])
+async def test_a_cancellation_reaches_a_thread_that_is_about_to_start() -> None:
+    async def spawn() -> None:
         await system.spawn(_Caller(trio.sleep_forever), name="idle", host=actors.ThreadHost())
 
-    explore(body, schedules=100)
+    async with actors.open_system() as system, trio.open_nursery() as nursery:
+        nursery.start_soon(spawn)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
 
 
 # ------------------------------------------------------------------------------------------- cells
@@ -172,12 +157,11 @@ class _NoRaiser:
         """There is nothing."""
 
 
-@explore_schedules(100)
+@explore_schedules(300, preempt=[_pending])
 async def test_one_of_two_has_the_right_to_answer() -> None:
     right = AnswerRight()
     assert right.begin()
     right.begun()
-    right._lock = PausingLock()
     have: list[bool] = []
 
     async def settles() -> None:
@@ -191,10 +175,9 @@ async def test_one_of_two_has_the_right_to_answer() -> None:
 
 
 @pytest.mark.parametrize("how", ["note", "cancel"])
-@explore_schedules(100)
+@explore_schedules(300, preempt=[_guard])
 async def test_what_is_to_end_one_cell_leaves_the_next_alone(how: str) -> None:
     guard = CellGuard()
-    guard.lock = PausingLock()
     begun = Flag()
 
     async def first() -> None:
@@ -221,7 +204,7 @@ async def test_what_is_to_end_one_cell_leaves_the_next_alone(how: str) -> None:
     await in_threads(runs=runs, ends=ends)
 
 
-@explore_schedules(100)
+@explore_schedules(600, preempt=[_guard])
 async def test_a_canceller_is_not_called_after_its_block() -> None:
     guard = CellGuard()
     begun = Flag()
@@ -230,9 +213,9 @@ async def test_a_canceller_is_not_called_after_its_block() -> None:
 
     async def cell() -> None:
         with guard.canceller(lambda: called_within.extend(within)):
-            guard._cancellers[0]._calling = PausingLock()
             begun.set()
-            await trio.lowlevel.checkpoint()
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
         within[:] = [False]
 
     async def cancels() -> None:
@@ -247,7 +230,7 @@ async def test_a_canceller_is_not_called_after_its_block() -> None:
     assert False not in called_within
 
 
-@explore_schedules(100)
+@explore_schedules(300, preempt=[_output])
 async def test_whatever_is_written_is_sent_in_time() -> None:
     sent: list[str] = []
     timers: list[OutputPort] = []
@@ -257,7 +240,6 @@ async def test_whatever_is_written_is_sent_in_time() -> None:
             sent.append(json.loads(frames[-1])["text"])
 
     port = OutputPort(WireSession(b""), Publisher(), timers.append)
-    port._lock = PausingLock(reentrant=True)
 
     async def writes() -> None:
         for text in "ab":
@@ -279,11 +261,10 @@ async def test_whatever_is_written_is_sent_in_time() -> None:
 # ----------------------------------------------------------------------------------------- signals
 
 
-@explore_schedules(60)
+@explore_schedules(300, preempt=[_terminate])
 async def test_the_signal_is_told_to_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     terminator = Terminator()
-    terminator._lock = PausingLock()
 
     async def comes() -> None:
         terminator._calls += 1

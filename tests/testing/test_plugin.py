@@ -249,6 +249,46 @@ def test_options_that_make_no_sense_are_refused(
     result.stderr.fnmatch_lines([f"ERROR: {complaint}"])
 
 
+THREADS = """
+from trio_subshells import actors
+from trio_subshells.testing import explore_schedules
+from counters import Counter
+
+class Adds(actors.Actor):
+    def __init__(self, counter):
+        self.counter = counter
+    async def run(self, mailbox):
+        self.counter.add()
+
+@explore_schedules(100)
+async def test_counts_add_up():
+    counter = Counter()
+    async with actors.open_system() as system:
+        host = actors.ThreadHost()
+        adds = [await system.spawn(Adds(counter), name=name, host=host) for name in "ab"]
+        for ref in adds:
+            await ref.watch()
+    assert counter.count == 2
+"""
+
+
+def test_threads_are_stopped_where_that_is_asked_for(suite: pytest.Pytester) -> None:
+    suite.makepyfile(
+        counters="class Counter:\n    count = 0\n    def add(self):\n        self.count += 1\n",
+        test_threads=THREADS,
+    )
+    suite.syspathinsert()
+    run(suite).assert_outcomes(passed=1)
+    result = run(suite, "--preempt", "counters")
+    result.assert_outcomes(failed=1)
+    line = next(each for each in result.outlines if each.startswith("Replay it:"))
+    _, *arguments = shlex.split(line.removeprefix("Replay it:"))
+    assert arguments[1:3] == ["--preempt", "counters"]
+    run(suite, *arguments).assert_outcomes(failed=1)
+    unknown = run(suite, "--preempt", "countres")
+    unknown.stdout.fnmatch_lines(["*ValueError: there is no module 'countres'*"])
+
+
 def test_another_plugin_may_have_a_replay_of_its_own(suite: pytest.Pytester) -> None:
     suite.makeconftest(
         """

@@ -26,7 +26,7 @@ from ._real import KernelProcess, RealKernel, real_kernel
 from ._report import Report
 from ._schedules import InvalidSchedule, Schedule
 from ._simulation import Deviation
-from ._strategies import PCT, POS, Portfolio, Random, Replay, Strategy
+from ._strategies import PCT, POS, FewDelays, Portfolio, Random, Replay, Strategy
 
 __all__ = [
     "PCT",
@@ -38,6 +38,7 @@ __all__ = [
     "Exhaustive",
     "Exploration",
     "Faults",
+    "FewDelays",
     "InjectedFault",
     "InvalidSchedule",
     "KernelDied",

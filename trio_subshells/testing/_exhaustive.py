@@ -85,7 +85,7 @@ class Exhaustive(Strategy):
         return self._search.chooser()
 
     @property
-    def faults(self) -> bool:
+    def chance(self) -> bool:
         """None by chance: all that is explored are orders."""
         return False
 

@@ -16,9 +16,10 @@ import inspect
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, ParamSpec, overload
 
 import attrs
@@ -26,6 +27,7 @@ import trio
 
 from ._divergence import explain_divergence
 from ._errors import UncontrolledNondeterminism
+from ._preemption import Preemption
 from ._report import Report, make_report
 from ._runs import Run, Runs
 from ._schedules import Delayer, Delays, Order, OrderFollower, OrderRecorder, Replayer, Schedule
@@ -65,6 +67,8 @@ class Settings:
         seconds: for how long to run; None: as the exploration says, if `schedules` is None too.
         seed: None: as the exploration says.
         strategy: None: as the exploration says.
+        preempt: modules whose threads may be stopped anywhere, besides those that the exploration
+            says.
         replay: run this schedule only.
         directory: where files of reports go.
         command: what replays a test, without the schedule: ``pytest path::test --replay``.
@@ -78,6 +82,7 @@ class Settings:
     seconds: float | None = None
     seed: int | None = None
     strategy: Strategy | None = None
+    preempt: tuple[str, ...] = ()
     replay: Schedule | None = None
     directory: Path | None = None
     command: str | None = None
@@ -188,6 +193,7 @@ def explore(
     max_time: float = math.inf,
     starvation: float = math.inf,
     checks: tuple[Callable[[], object], ...] = (),
+    preempt: Sequence[ModuleType | str] = (),
     shrink: bool = True,
 ) -> Exploration:
     """Run an async function under many schedules, each with a new trio loop and a virtual clock.
@@ -215,6 +221,10 @@ def explore(
         starvation: how many virtual seconds synchronous code may block a thread in which a task
             could go on; longer, and the schedule has failed, with `Starvation`.
         checks: invariants, called after each step. One that raises ends the schedule, as failed.
+        preempt: modules and packages that have been imported, or their names. In some schedules,
+            threads are stopped between two statements of their functions, and others go on first,
+            as in reality. Locks that they take with ``with`` or ``acquire`` are simulated; others
+            must not take the same ones meanwhile.
         shrink: whether a failing schedule is shrunk, and told. That takes a while; with what makes
             many attempts by itself, as hypothesis does, it is better done for the last one only.
 
@@ -227,6 +237,7 @@ def explore(
         UncontrolledNondeterminism: one has, but not when it was run again: something else than the
             schedule decides.
         RuntimeError: this is a trio loop.
+        ValueError: there is no such module to preempt, or no source of it.
     """
     __tracebackhide__ = True
     if trio.lowlevel.in_trio_run():
@@ -248,6 +259,7 @@ def explore(
         schedules = DEFAULT_SCHEDULES if seconds is None else None
     if schedules is not None and schedules < 1:
         raise ValueError(f"schedules must be at least 1, not {schedules!r}")
+    preempt = [*preempt, *outside.preempt]
     runs = Runs(
         functools.partial(async_fn, *args),
         max_steps=max_steps,
@@ -257,9 +269,10 @@ def explore(
         starvation=starvation,
         checks=checks,
         begin=outside.begin,
+        preemption=Preemption(preempt) if preempt else None,
     )
-    strategy = strategy or Portfolio()
-    replay = _replay_line(async_fn, args, outside)
+    strategy = strategy or Portfolio(preempts=bool(preempt))
+    replay = _replay_line(async_fn, args, preempt, outside)
     explorer = _Explorer(runs, strategy, seed, replay, outside, shrink=shrink)
     with runs, strategy.watching():
         return explorer.explore(schedules, seconds)
@@ -324,11 +337,11 @@ class _Explorer:
             strategies=names,
         )
 
-    def _chance(self, number: int) -> Callable[[], random.Random] | None:
-        """Where faults are drawn from: not what the chooser draws from, which goes its way."""
-        if not self._strategy.faults:
+    def _chance(self, number: int) -> Callable[[str], random.Random] | None:
+        """Where more is drawn from: not what the chooser draws from, which goes its way."""
+        if not self._strategy.chance:
             return None
-        return lambda: random.Random(f"{self._seed} {number} faults")
+        return lambda what: random.Random(f"{self._seed} {number} {what}")
 
     def _fail(self, run: Run, number: int, seconds: float, chooser: Chooser) -> None:
         __tracebackhide__ = True
@@ -402,20 +415,25 @@ class _Explorer:
             self._runs.run(delayer)
             return delayer.defaults
 
-        shortest = shrink(found, attempt, order, defaults)
+        shortest = shrink(found, attempt, order, defaults, stops=failed.simulation.stops)
         if len(shortest) != len(last.simulation.deviations):
             attempt(shortest)
         return shortest, last
 
 
 def _replay_line(
-    async_fn: Callable[..., Awaitable[object]], args: tuple[object, ...], outside: Settings
+    async_fn: Callable[..., Awaitable[object]],
+    args: tuple[object, ...],
+    preempt: Sequence[ModuleType | str],
+    outside: Settings,
 ) -> Callable[[Schedule], str]:
     def line(schedule: Schedule) -> str:
         if outside.command is not None:
             return f"{outside.command} '{schedule}'"
         names = [getattr(each, "__name__", None) or repr(each) for each in (async_fn, *args)]
-        return f"explore({', '.join(names)}, strategy=Replay({str(schedule)!r}))"
+        modules = [each if isinstance(each, str) else each.__name__ for each in preempt]
+        stopping = f"preempt={modules!r}, " if modules else ""
+        return f"explore({', '.join(names)}, {stopping}strategy=Replay({str(schedule)!r}))"
 
     return line
 
@@ -438,6 +456,7 @@ def explore_schedules(
     max_time: float = math.inf,
     starvation: float = math.inf,
     checks: tuple[Callable[[], object], ...] = (),
+    preempt: Sequence[ModuleType | str] = (),
 ) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
 
 
@@ -454,6 +473,7 @@ def explore_schedules(
     max_time: float = math.inf,
     starvation: float = math.inf,
     checks: tuple[Callable[[], object], ...] = (),
+    preempt: Sequence[ModuleType | str] = (),
 ) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
 
 

@@ -485,7 +485,7 @@ class Faults:
         if self._drawn >= self._by_chance.most:
             return None
         if self._rng is None:
-            self._rng = self._simulation.chance()
+            self._rng = self._simulation.chance("faults")
             # As likely to come in the next ten decisions as in the hundred or thousand after that.
             self._rate = 0.5 ** self._rng.uniform(2, 11)
         if self._rng.random() >= self._rate:

@@ -82,11 +82,15 @@ def set_for(item: pytest.Item) -> Iterator[None]:
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         name = f"{name} {worker}"  # all workers may run the same test
     test = shlex.quote(_from_here(config, str(item.nodeid)))
+    modules = tuple(config.getoption("preempt", ()))
+    for module in modules:
+        test += f" --preempt {shlex.quote(module)}"
     token = settings.set(
         Settings(
             schedules=config.getoption("schedules", None),
             seconds=config.getoption("schedule_seconds", None),
             seed=config.getoption("schedule_seed", None),
+            preempt=modules,
             replay=_replay(config),
             directory=Path(config.rootpath, config.getoption("schedule_dir", ".schedules")),
             command=f"pytest {test} {_replay_option(config)}",

@@ -19,7 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Final, Self, TextIO
 
@@ -27,6 +27,7 @@ import attrs
 import outcome
 
 from ._errors import LeftBehind, SimulationFailure, leaves
+from ._preemption import Preemption
 from ._process import simulated_process
 from ._simulation import Chooser, Recorder, Simulation
 
@@ -70,6 +71,7 @@ class Runs:
         starvation: see `Simulation`.
         checks: see `Simulation`.
         begin: called before each run.
+        preemption: where threads may be stopped; None: nowhere in the midst of a step.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Runs:
         max_time: float = math.inf,
         starvation: float = math.inf,
         begin: Callable[[], object] | None = None,
+        preemption: Preemption | None = None,
     ) -> None:
         self._body = body
         self._max_steps = max_steps
@@ -92,6 +95,7 @@ class Runs:
         self._starvation = starvation
         self._checks = checks
         self._begin = begin
+        self._preemption = preemption
         self._left: list[tuple[str, BaseException | None]] = []
 
     def __enter__(self) -> Self:
@@ -112,7 +116,13 @@ class Runs:
         if not _exploring.acquire(blocking=False):
             raise RuntimeError("another thread of this process explores schedules: one at a time")
         try:
-            with simulated_process(), _no_chance(), _no_garbage(), self._noticing():
+            with ExitStack() as stack:
+                stack.enter_context(simulated_process())
+                if self._preemption is not None:
+                    stack.enter_context(self._preemption.installed())
+                stack.enter_context(_no_chance())
+                stack.enter_context(_no_garbage())
+                stack.enter_context(self._noticing())
                 yield
         finally:
             _exploring.release()
@@ -121,14 +131,15 @@ class Runs:
         self,
         chooser: Chooser,
         recorder: Recorder | None = None,
-        chance: Callable[[], random.Random] | None = None,
+        chance: Callable[[str], random.Random] | None = None,
     ) -> Run:
         """Run one schedule.
 
         Args:
-            chooser: makes the decisions; its ``recorder``, if it has one, is told of the run.
+            chooser: makes the decisions; its ``recorder``, if it has one, is told of the run, and
+                its ``stops`` say where threads are to be stopped.
             recorder: is told of the run instead.
-            chance: see `Simulation`.
+            chance: see `Simulation`; where threads are stopped is drawn from it, too.
 
         Raises:
             BaseException: what isn't a failure of the code, but says that all is to end:
@@ -148,6 +159,8 @@ class Runs:
             recorder=recorder or getattr(chooser, "recorder", None),
             chance=chance,
         )
+        if self._preemption is not None:
+            self._preemption.watch(simulation, getattr(chooser, "stops", ()), chance)
         result = simulation.run(self._body)
         failure = result.error if isinstance(result, outcome.Error) else None
         del result

@@ -4,7 +4,10 @@ A schedule is what a failure is reported by, shrunk by and replayed by. It is wr
 fits between single quotes in any shell, in one of two forms:
 
 - ``1:12=main/reader,40=time``: the decision's number and the name of the turn that was chosen. With
-  ``12~main/writer``, that one was held: from there on it waits until nothing else can happen.
+  ``12~main/writer``, that one was held: from there on it waits until nothing else can happen. And
+  with ``12@actors._queue:88``, a thread was stopped before that line, when 12 decisions had been
+  made, and waits as long (`_preemption`); ``*3`` says at the how many-th time since the decision
+  before.
   ``1`` is the version of the form; ``1t:`` says that time was a candidate throughout, which is part
   of the schedule because such a run counts more decisions. Characters that would need care are
   written as in URLs.
@@ -17,6 +20,7 @@ That makes every part of a schedule a schedule, which is what shrinking needs.
 from __future__ import annotations
 
 import base64
+import re
 import zlib
 from collections.abc import Iterable
 from itertools import pairwise
@@ -25,12 +29,14 @@ from urllib.parse import quote, unquote
 
 import attrs
 
+from ._preemption import Stop
 from ._simulation import FAULT, TIME, TIME_PASSES, Deviation, Recorder, Simulation, Turn
 
 _VERSION = "1"
 _LONG = 300
 """Characters; a longer schedule is compressed."""
 _SAFE = "/#<>() "
+_SAFE_PLACES = ":*"
 
 
 class InvalidSchedule(ValueError):
@@ -76,20 +82,17 @@ class Schedule:
         except ValueError as error:
             raise InvalidSchedule(
                 f"{_shortened(text)!r} isn't a schedule: {error}; what belongs between the commas "
-                "is NUMBER=NAME, or NUMBER~NAME"
+                "is NUMBER=NAME, NUMBER~NAME, or NUMBER@PLACE"
             ) from None
         both = pairwise(deviations)
-        if any(second.decision < first.decision + (not first.holds) for first, second in both):
+        if any(second.decision < first.decision + first.decides for first, second in both):
             raise InvalidSchedule(
                 f"{_shortened(text)!r} isn't a schedule: its decisions aren't in ascending order"
             )
         return cls(deviations, head == "1t")
 
     def __str__(self) -> str:
-        parts = [
-            f"{each.decision}{'~' if each.holds else '='}{quote(each.choice, safe=_SAFE)}"
-            for each in self.deviations
-        ]
+        parts = map(_written, self.deviations)
         text = f"{_VERSION}{'t' if self.time else ''}:{','.join(parts)}"
         bare = text.rstrip(" ")  # a name may end in spaces, and whoever copies a line loses them
         text = bare + "%20" * (len(text) - len(bare))
@@ -107,13 +110,18 @@ class Replayer:
     """Makes the decisions that a schedule says, and the default ones otherwise.
 
     Attributes:
+        stops: where threads are to be stopped.
         skipped: the deviations whose turn wasn't there when its decision was made.
     """
 
     def __init__(self, schedule: Schedule) -> None:
         self._wanted: dict[int, list[Deviation]] = {}
+        self.stops = [
+            Stop.parse(each.choice, each.decision) for each in schedule.deviations if each.preempts
+        ]
         for each in schedule.deviations:
-            self._wanted.setdefault(each.decision, []).append(each)
+            if not each.preempts:
+                self._wanted.setdefault(each.decision, []).append(each)
         self.wants_time = schedule.time
         self.skipped: list[Deviation] = []
 
@@ -146,11 +154,13 @@ class Delays:
         decisions: in which the default is held.
         times: in which time passes.
         time: whether time is a candidate in each decision.
+        stops: where threads are stopped.
     """
 
     decisions: frozenset[int]
     times: frozenset[int] = frozenset()
     time: bool = False
+    stops: tuple[Stop, ...] = ()
 
 
 class Delayer:
@@ -164,6 +174,7 @@ class Delayer:
         self._holds = delays.decisions
         self._times = delays.times
         self.wants_time = delays.time
+        self.stops = list(delays.stops)
         self.defaults: list[str] = []
 
     def choose(self, simulation: Simulation, default: int) -> int:
@@ -252,14 +263,27 @@ class OrderFollower(Recorder):
             self._left[-1][1] -= 1
 
 
+_SIGN = re.compile("[=~@]")
+
+
+def _written(deviation: Deviation) -> str:
+    sign = "~" if deviation.holds else "@" if deviation.preempts else "="
+    safe = _SAFE + _SAFE_PLACES if deviation.preempts else _SAFE
+    return f"{deviation.decision}{sign}{quote(deviation.choice, safe)}"
+
+
 def _deviation(text: str) -> Deviation:
-    number, sign, name = text.partition("~" if "=" not in text else "=")
-    if not sign or not number.isascii() or not number.isdigit():
+    found = _SIGN.search(text)
+    number = text[: found.start()] if found else ""
+    if not found or not number.isascii() or not number.isdigit():
         raise ValueError(f"{_shortened(text)!r} doesn't name a decision and a turn")
-    choice = unquote(name, errors="strict")
+    choice = unquote(text[found.end() :], errors="strict")
     if not choice:
         raise ValueError(f"decision {number} has no turn")
-    return Deviation(int(number), choice, holds=sign == "~")
+    preempts = found.group() == "@"
+    if preempts:
+        Stop.parse(choice)
+    return Deviation(int(number), choice, holds=found.group() == "~", preempts=preempts)
 
 
 def _pack(text: str) -> str:

@@ -3,7 +3,8 @@
 Most of the deviations of a schedule that was found by chance are chance. So first another one is
 looked for that fails in the same way, and is the default order but for a turn or two that are held:
 each waits from some decision on, until nothing else can happen. That is one deviation for each,
-however long it waits (Emmi, Qadeer and Rakamarić, "Delay-bounded scheduling", 2011).
+however long it waits (Emmi, Qadeer and Rakamarić, "Delay-bounded scheduling", 2011). Where threads
+were preempted, the default order with one or two of these, and a turn held, comes before that.
 
 If there is none, or in the end, plain delta debugging. Deviations are taken away, many at once
 first, then single ones, as long as what is left fails in the same way. A deviation is tied to the
@@ -22,11 +23,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Final
 
 import attrs
 
+from ._preemption import Stop
 from ._schedules import Delays, Order, Schedule
 from ._simulation import FAULT_PREFIX, TIME_PASSES, Deviation
 
@@ -37,6 +40,7 @@ def shrink(
     order: Callable[[Schedule], Order] | None = None,
     defaults: Callable[..., list[str]] | None = None,
     *,
+    stops: Sequence[Stop] = (),
     runs: int = 3_000,
     seconds: float = 10,
 ) -> Schedule:
@@ -49,14 +53,22 @@ def shrink(
             few delays, as well.
         order: tells the order in which things happen in a schedule.
         defaults: tells which turn is the default in each decision of the default order.
+        stops: where threads were preempted, as counted in the whole run.
         runs: how many attempts at most.
         seconds: how long at most, in seconds of processor time.
     """
     bounded = _Bounded(attempt, runs, time.process_time() + seconds)
+
+    def few_delays(schedule: Schedule, share: float) -> Schedule | None:
+        if defaults is None:
+            return None
+        end = time.process_time() + seconds * share
+        patience = _Bounded(bounded, int(runs * share), end)
+        return _few_delays(schedule, defaults, stops, patience)
+
     best = schedule
-    if defaults is not None and len(schedule) > _MANY:
-        patience = _Bounded(bounded, runs, time.process_time() + seconds * 0.7)
-        best = _few_delays(schedule, defaults, patience) or schedule
+    if len(schedule) > _MANY:
+        best = few_delays(schedule, 0.7) or schedule
     best = _fewer_deviations(best, bounded)
     while len(best) > _FEW and not bounded.spent:
         shorter = _held(best, bounded)
@@ -65,6 +77,10 @@ def shrink(
         if shorter is best:
             break
         best = _fewer_deviations(shorter, bounded)
+    if len(best) > _FEW and len(schedule) <= _MANY and stops:
+        other = few_delays(best, 0.5)
+        if other is not None and len(other) < len(best):
+            best = _fewer_deviations(other, bounded)
     return best
 
 
@@ -134,7 +150,10 @@ def _merged(
 
 
 def _few_delays(
-    schedule: Schedule, defaults: Callable[..., list[str]], bounded: _Bounded
+    schedule: Schedule,
+    defaults: Callable[..., list[str]],
+    stops: Sequence[Stop],
+    bounded: _Bounded,
 ) -> Schedule | None:
     """A schedule that fails and has next to no deviations; None if none was found.
 
@@ -150,8 +169,24 @@ def _few_delays(
     likely = [number for number, name in enumerate(names) if name in passed]
     others = [number for number, name in enumerate(names) if name not in passed]
 
+    def stopped() -> Iterator[Delays]:
+        for each in stops:
+            for times in dict.fromkeys((each.times, *range(1, min(each.times, _SEVERAL)))):
+                yield stopping(attrs.evolve(each, times=times))
+        pairs = list(combinations(stops, 2))
+        for pair in chance.sample(pairs, min(len(pairs), _SEVERAL**2)):
+            yield stopping(*pair)
+        for each in stops:
+            for number in chance.sample(range(len(names)), min(len(names), _SEVERAL**2)):
+                yield stopping(each, hold=number)
+
+    def stopping(*where: Stop, hold: int | None = None) -> Delays:
+        holds = frozenset(() if hold is None else (hold,))
+        return Delays(holds, time=time_passes, stops=where)
+
     def tried() -> Iterator[Delays]:
         yield Delays(frozenset(), time=time_passes)
+        yield from stopped()
         for each in chance.sample(likely, len(likely)):
             yield Delays(frozenset({each}), time=time_passes)
         if time_passes:
@@ -220,6 +255,9 @@ def _without(schedule: Schedule, position: int, size: int, attempt: _Bounded) ->
 
 _FEW: Final = 2
 """Deviations that nobody needs fewer of."""
+
+_SEVERAL: Final = 10
+"""Of what is tried in several ways: how many."""
 
 _MANY: Final = 20
 """Deviations: a schedule with more isn't looked at closely, but for another one with a few."""

@@ -14,7 +14,8 @@ turn may be held: then it is the default only where nothing else can happen, unt
 A schedule is written down as its deviations from that (`_schedules`).
 
 A fault that chance brings (`_faults`) is such a deviation, too: at each decision one could be
-injected, and by default none is. What is injected is taken in between, as passing time is.
+injected, and by default none is. What is injected is taken in between, as passing time is. So is a
+thread that is stopped in the midst of its step (`_preemption`), which can be at many places.
 
 Each thread has a greenlet, so that synchronous code can block its thread while the others go on.
 """
@@ -29,6 +30,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from threading import get_ident as real_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
@@ -43,6 +45,7 @@ from ._loops import Descriptor, Loop, VirtualClock, restore_place, save_place
 
 if TYPE_CHECKING:
     from ._faults import Faults
+    from ._preemption import Locks, Stop
 
 TIME: Final = -1
 """What a strategy chooses to let time pass, though something could happen now."""
@@ -120,6 +123,15 @@ class Recorder:
     def fault(self, simulation: Simulation, text: str) -> None:
         """A fault has an effect, in the step that was begun last, or between two steps."""
 
+    def preempted(self, simulation: Simulation, turn: Turn, place: str) -> None:
+        """The step that was begun last is stopped in its midst, for others to go on first.
+
+        Args:
+            simulation: which one.
+            turn: whose step it is.
+            place: where, as it is in a schedule; ``trio_subshells.testing._preemption.Stop``.
+        """
+
 
 class Chooser(Protocol):
     """What a strategy makes for one schedule."""
@@ -144,13 +156,21 @@ class Deviation:
         decision: which one, counted from 0.
         choice: the name of the turn that was chosen.
         holds: not chosen, but held from then on: it waits until nothing else can happen.
-        instead: the name of the turn that was the default.
+        instead: the name of the turn that was the default; of the one that was stopped.
+        preempts: no decision, but a thread that was stopped before the one of that number; the
+            choice is where.
     """
 
     decision: int
     choice: str
     holds: bool = False
     instead: str = attrs.field(default="", eq=False)
+    preempts: bool = False
+
+    @property
+    def decides(self) -> bool:
+        """Whether nothing else can be decided in the decision of that number."""
+        return not self.holds and not self.preempts
 
 
 class SimulatedThread:
@@ -195,7 +215,8 @@ class Simulation:
             else could go on.
         checks: called after each step; what one raises is the run's failure.
         recorder: notes what happens, for a report; that takes time.
-        chance: makes the generator by which faults are drawn; None: no fault comes by chance.
+        chance: makes the generator by which what its name says is drawn, as faults are; None: that
+            doesn't come by chance.
     """
 
     current: Simulation | None = None
@@ -212,12 +233,12 @@ class Simulation:
         starvation: float = math.inf,
         checks: tuple[Callable[[], object], ...] = (),
         recorder: Recorder | None = None,
-        chance: Callable[[], random.Random] | None = None,
+        chance: Callable[[str], random.Random] | None = None,
     ) -> None:
         self.clock = VirtualClock()
         self.turns: list[Turn] = []
         self.decisions = 0
-        self._deviated: list[tuple[int, str, bool, str]] = []
+        self._deviated: list[tuple[int, str, bool, str, bool]] = []
         self.trace: list[int] = []
         self.threads: list[SimulatedThread] = []
         self.failure: BaseException | None = None
@@ -254,6 +275,23 @@ class Simulation:
         """For what has to be unique, and the same in each run of a schedule."""
         self._idents = itertools.count(1)
         self._turn: Turn | None = None
+        self.stepping = False
+        """Whether what runs is a task's step, and not what takes place between two steps."""
+        self.is_over = False
+        self.locks: Locks | None = None
+        """What stands for locks, if threads may be stopped in the midst of a step."""
+        self.locked = 0
+        """How many of those are taken."""
+        self.stops: list[Stop] = []
+        """Where steps were stopped in their midst, counted from the start of the run."""
+        self.patient = False
+        """Whether who is stopped in the midst of a step waits as long as anything else can happen,
+        whatever the chooser says."""
+        self._deferred: list[Turn] = []
+        self._preempted = 0
+        self._stopped: Turn | None = None
+        self.at_end: list[Callable[[], object]] = []
+        """Called when the run is over."""
         self._entered: SimulatedThread | None = None
         self._root = getcurrent()
         self.os_thread = 0
@@ -272,7 +310,7 @@ class Simulation:
         results: list[outcome.Outcome[object]] = []
         outside = Simulation.current
         Simulation.current = self
-        self.os_thread = threading.get_ident()
+        self.os_thread = real_ident()
         place = save_place()
         try:
             self.start_thread("main", body, results.append)
@@ -281,6 +319,7 @@ class Simulation:
                 self._switch_to(self._turn)
         finally:
             self._turn = None
+            self.is_over = True
             for thread in reversed(self.threads):
                 if thread.blocked is not None:
                     thread.greenlet.throw(GreenletExit)  # out of the code that blocks it
@@ -293,6 +332,12 @@ class Simulation:
             self._thread_of.clear()
             self._cancel_all.clear()
             self.kept.clear()
+            self.locks = None
+            self._deferred.clear()
+            self._stopped = None
+        for call in self.at_end:
+            call()
+        self.at_end.clear()
         if self.failure is not None:
             return outcome.Error(self.failure)
         return results[0]
@@ -369,6 +414,7 @@ class Simulation:
         if thread is not before:
             self._entered = thread
             thread.loop.enter()
+        within, self.stepping = self.stepping, self._turn is not None and self._turn.task is task
         try:
             thread.loop.step(task)
         except BaseException as error:  # trio's own: the loop is dead, with tasks in it
@@ -376,6 +422,7 @@ class Simulation:
             runner = thread.loop.runner
             self.turns[:] = [each for each in self.turns if each.thread is not thread]
             self._fresh[:] = [each for each in self._fresh if each._runner is not runner]
+        self.stepping = within
         if thread.loop.finished:
             self._entered = None
             self._end_of(thread)
@@ -421,12 +468,16 @@ class Simulation:
         Args:
             preferred: what is the default, if it is possible.
         """
-        if self.checks and self.failure is None:
+        if self.checks and self.failure is None and not self._preempted:
             self._run_checks(self.checks)
         turns = self.turns
         last = self._turn
         default = 0
         while True:
+            if self._deferred and not (self.locked and turns):
+                self._turn = None
+                self._take_place(self._deferred.pop(0))
+                continue
             if self._fresh:
                 default = self._take_fresh(last, default)
             if preferred is not None and preferred in turns:
@@ -460,18 +511,26 @@ class Simulation:
             last = None
             default = 0
             self._turn = None
-            try:
-                turn.happen()
-            except Exception as error:  # what is woken doesn't wait, or is gone
-                self.fail(error)
+            if self.locked and turn.thread is None:
+                self._deferred.append(turn)  # no thread that could wait for a lock it may want
+                continue
+            self._take_place(turn)
             if turn.thread is not None:
                 return turn  # its thread was blocked until then
+
+    def _take_place(self, turn: Turn) -> None:
+        assert turn.happen is not None
+        try:
+            turn.happen()
+        except Exception as error:  # what is woken doesn't wait, or is gone
+            self.fail(error)
 
     def _choose(self, default: int) -> int:
         turns = self.turns
         if self._wants_time:
             due = self.next_time()
-            self.may_pass_time = due < math.inf and due - self._rested_at <= self._lag
+            soon = due < math.inf and due - self._rested_at <= self._lag
+            self.may_pass_time = soon and not self.locked  # a timeout might want a lock
             if len(turns) == 1 and not self.may_pass_time and not self.may_fault:
                 return 0
         decision = self.decisions
@@ -485,23 +544,28 @@ class Simulation:
             index = 0
         else:
             index = self._chooser.choose(self, default)
+            if self.patient and index >= 0 and turns[index].behind:
+                index = self.front(index)
         if by_default.behind:
             default = self.front(default)
+        stopped, self._stopped = self._stopped, None
         if index != default:
             self.instead = by_default
             if index == TIME:
-                self._deviated.append((decision, TIME_PASSES, False, by_default.name))
+                self._deviated.append((decision, TIME_PASSES, False, by_default.name, False))
                 self._pass_time()
             elif index == FAULT:
                 assert self.fault is not None
-                self._deviated.append((decision, self.fault.name, False, by_default.name))
+                self._deviated.append((decision, self.fault.name, False, by_default.name, False))
                 self._inject(self.fault)
             else:
                 turn = turns[index]
                 turn.behind = False
-                self._deviated.append((decision, turn.name, False, by_default.name))
+                self._deviated.append((decision, turn.name, False, by_default.name, False))
         elif turns[default] is not by_default:
             self.instead = by_default
+        elif stopped is not None:
+            self.instead = stopped
         return index
 
     def _draw_fault(self) -> bool:
@@ -534,7 +598,7 @@ class Simulation:
         For choosers, about the turn that is the default.
         """
         turn.behind = self._holds = True
-        self._deviated.append((self.decisions - 1, turn.name, True, turn.name))
+        self._deviated.append((self.decisions - 1, turn.name, True, turn.name, False))
 
     def front(self, default: int) -> int:
         """The default, or the first turn that isn't held if that one is."""
@@ -752,6 +816,7 @@ class Simulation:
             turns[:] = [each for each in turns if each.thread is not thread or each is resume]
         thread.interruptible = interruptible
         kept = [(read, write, read()) for read, write in self.kept]
+        within, self.stepping = self.stepping, False
         self._turn = None
         self._turn = self._decide(resume)
         while self._turn is not resume and self._turn is not thread.struck:
@@ -771,6 +836,7 @@ class Simulation:
         self.turns += thread.held
         thread.held.clear()
         self._turn = interrupted
+        self.stepping = within
         self._entered = thread
         thread.loop.enter(interrupted.task)
         if error is not None:
@@ -785,22 +851,65 @@ class Simulation:
         Args:
             alone: whether happenings count as other threads if there are none.
         """
+        if self._could_switch(alone=alone):
+            self._pause(self.resumption())
+
+    def is_here(self) -> bool:
+        """Whether the caller is in the OS thread that simulates."""
+        return real_ident() == self.os_thread
+
+    def resumption(self) -> Turn:
+        """The turn with which the step that runs goes on, if it is stopped."""
         turn = self._turn
-        if turn is None or turn.thread is None or turn.task is None:
-            return
+        assert turn is not None
+        return self.happening(turn.thread, f"{turn.name} goes on", _nothing)
+
+    def could_preempt(self) -> bool:
+        """Whether the step that runs can be stopped, as there is another that could go on."""
+        return self.is_here() and self._could_switch()
+
+    def preempt(self, place: str) -> None:
+        """Stop the step that runs until nothing else can happen, or it is chosen.
+
+        Args:
+            place: where it is, as a schedule says it.
+        """
+        turn, resume = self._turn, self.resumption()
+        assert turn is not None
+        resume.behind = self._holds = True
+        self._deviated.append((self.decisions, place, False, turn.name, True))
+        if self.recorder is not None:
+            self.recorder.preempted(self, turn, place)
+        self._stopped = resume
+        self._preempted += 1
+        try:
+            self._pause(resume)
+        finally:
+            self._preempted -= 1
+
+    def block_for_lock(self, resume: Turn) -> None:
+        """Block the thread that runs until `resume`, because another one has what it wants."""
+        thread = self.thread
+        assert thread is not None
+        thread.paused = True  # neither is it struck, as it waits in C, nor does it starve anybody
+        self.block(resume)
+        thread.paused = False
+
+    def _could_switch(self, *, alone: bool = False) -> bool:
+        turn = self._turn
+        if turn is None or turn.thread is None or not self.stepping:
+            return False
         if len(self.threads) < 2 and not alone:
-            return
-        thread = turn.thread
+            return False
         if self._fresh:
             self._take_fresh(None, 0)
         if self.failure is not None:
-            return
-        for each in self.turns:
-            if each.thread is not thread:
-                break
-        else:
-            return  # only this one could go on
-        resume = self.happening(thread, f"{turn.name} goes on", _nothing)
+            return False
+        return any(each.thread is not turn.thread for each in self.turns)
+
+    def _pause(self, resume: Turn) -> None:
+        thread = resume.thread
+        assert thread is not None
         self.add(resume)
         thread.paused = True
         self.block(resume)
@@ -812,10 +921,8 @@ class Simulation:
         Args:
             names: the things, for people.
         """
-        turn = self._turn
-        if turn is None or turn.thread is None or turn.task is None:
+        if not self.stepping:
             return None
-        thread = turn.thread
         if self._fresh:
             self._take_fresh(None, 0)
         if self.failure is not None:
@@ -832,11 +939,7 @@ class Simulation:
         ]
         for each in happenings:
             self.add(each)
-        resume = self.happening(thread, f"{turn.name} goes on", _nothing)
-        self.add(resume)
-        thread.paused = True
-        self.block(resume)
-        thread.paused = False
+        self._pause(self.resumption())
         for each in happenings:
             self.remove(each)
         return happened[0] if happened else None

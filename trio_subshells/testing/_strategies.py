@@ -18,11 +18,13 @@ timeout that comes early doesn't hide what else there is to be found.
   task, has a random priority. Samples orders more evenly than `Random`, which favours those that
   differ only in steps that don't matter. This is the paper's basic form: what a step will race
   with, and whose priority would be drawn anew for that, isn't known before it is made.
+- `FewDelays`: the default order, but for one or two that are held, or preempted (`_preemption`).
 - `Portfolio`: several of them, in turn.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections import deque
@@ -30,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Final
 
-from ._schedules import Replayer, Schedule
+from ._schedules import Delayer, Delays, Replayer, Schedule
 from ._simulation import TIME, Chooser, Simulation
 
 _TIME_WEIGHT: Final = 0.05
@@ -63,8 +65,11 @@ class Strategy(ABC):
         """Learn from the schedule that has just been run."""
 
     @property
-    def faults(self) -> bool:
-        """Whether faults may come by chance in the schedule whose chooser was made last."""
+    def chance(self) -> bool:
+        """Whether more is left to chance in the schedule whose chooser was made last.
+
+        That is, faults and where threads are preempted.
+        """
         return True
 
     def watching(self) -> AbstractContextManager[None]:
@@ -108,8 +113,8 @@ class Replay(Strategy):
         return Replayer(self.schedule)
 
     @property
-    def faults(self) -> bool:
-        """Those that are in the schedule, and no other."""
+    def chance(self) -> bool:
+        """What is in the schedule, and no more."""
         return False
 
 
@@ -123,6 +128,35 @@ class Default(Replay):
     def name(self) -> str:
         """For people."""
         return "default order"
+
+
+class FewDelays(Strategy):
+    """The default order, but for a task or two that wait until nothing else can happen.
+
+    (Emmi, Qadeer and Rakamarić: "Delay-bounded scheduling", 2011.) And for threads that are
+    preempted, where that is allowed: for a race between two statements more is seldom needed.
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return "delays"
+
+    def start(self) -> None:
+        """Forget how long the schedules are."""
+        self._length = 0
+
+    def chooser(self, rng: random.Random) -> Chooser:
+        """A new one."""
+        count = rng.choice((0, 1, 1, 2)) if self._length else 0
+        return Delayer(Delays(frozenset(int(rng.random() * self._length) for _ in range(count))))
+
+    def learn(self, simulation: Simulation) -> None:
+        """Take the longest schedule for the length of all."""
+        self._length = max(self._length, simulation.decisions)
 
 
 class Random(Strategy):
@@ -294,13 +328,19 @@ class Portfolio(Strategy):
 
     Args:
         strategies: by default random ones of each kind.
+        preempts: whether threads may be preempted; by default, half of the schedules are made by
+            `FewDelays` then.
     """
 
-    def __init__(self, strategies: Sequence[Strategy] = ()) -> None:
-        self._strategies = tuple(strategies) or (
+    def __init__(self, strategies: Sequence[Strategy] = (), *, preempts: bool = False) -> None:
+        chosen = tuple(strategies) or (
             *(Random(), PCT(2), POS(), PCT(3)),
             *(Random(), PCT(1), POS(), PCT(4)),
         )
+        if preempts and not strategies:
+            delays = FewDelays()
+            chosen = tuple(each for pair in zip(itertools.repeat(delays), chosen) for each in pair)
+        self._strategies: tuple[Strategy, ...] = chosen
         self._current: Strategy = self
         self.start()
 
@@ -329,9 +369,9 @@ class Portfolio(Strategy):
         return None
 
     @property
-    def faults(self) -> bool:
+    def chance(self) -> bool:
         """As that strategy says."""
-        return self._current is not self and self._current.faults
+        return self._current is not self and self._current.chance
 
     @contextmanager
     def watching(self) -> Iterator[None]:
