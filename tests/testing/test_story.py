@@ -95,7 +95,7 @@ def test_who_is_held_back_is_said_to_be_until_nothing_else_can_happen() -> None:
     )
     assert switch_words(scene, switch).startswith(f"{words} was about to run line ")
     (last,) = [item for item in scene.items if isinstance(item, Line) and item.held]
-    assert effects_of(scene, last)[:2] == ["goes on at last", "number = 1"]
+    assert effects_of(scene, last)[:2] == ["at last", "number = 1"]
 
 
 def test_messages_are_told_by_both_sides() -> None:

@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import attrs
 
-from ._record import Message, Row, Sent, Spawned, Taken, Woke, shorten
+from ._record import Message, Row, Sent, Spawned, Taken, Woke, is_ours, shorten
 from ._scenes import Gap, Item, Line, Passing, Scene, Switch
 from ._story import (
     Finding,
@@ -710,7 +710,10 @@ def _texts(scene: Scene, lanes: Mapping[str, _Lane], line: Line) -> Iterator[tup
     code = code_of(line)
     if not code:
         code = next(_exchanged(line.row), "")
-    number = f"{line.row.place.line}  " if line.row.place is not None else ""
+    place = line.row.place
+    number = "" if place is None else f"{place.line}  "
+    if place is not None and is_ours(place.file):
+        number = f"{place.short.rpartition('/')[2]}  "
     yield "code", number + shorten(code, _MOST_CODE) if code else f"({line.end or 'goes on'})"
     answered = any(
         isinstance(each, Taken) and each.message.kind == "answer" for each in line.row.effects

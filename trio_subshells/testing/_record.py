@@ -26,7 +26,7 @@ import site
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import (
@@ -155,6 +155,9 @@ class Row:
         assigned: ``name = value``, if the line has assigned something that can be shown.
         resumed: the step began in the middle of this line, where the task had waited.
         raised: this is where the failure, or another exception, came up.
+        watched: it is noted only because a thread was stopped in its file.
+        of: which object's method it is part of, if it is watched.
+        leaves: the block that begins with this line, a ``with``, is left.
     """
 
     place: Place | None
@@ -162,6 +165,9 @@ class Row:
     assigned: str = ""
     resumed: bool = False
     raised: BaseException | None = None
+    watched: bool = False
+    of: int = 0
+    leaves: bool = False
 
 
 @attrs.frozen(eq=False)
@@ -235,6 +241,8 @@ class Step:
         stopped: how its thread was stopped in the midst of it, if it was: by code that blocks, or
             by another thread that went on.
         holds: what would have been next is held back, until nothing else can happen.
+        stops: before which line what would have been next was stopped, in the midst of its step.
+        midway: it was stopped when it had begun with that line.
         hears: a message on iopub reaches the client of this name, which is `turn` then.
     """
 
@@ -256,6 +264,8 @@ class Step:
     place: Place | None = None
     stopped: str = ""
     holds: bool = False
+    stops: Place | None = None
+    midway: bool = False
     hears: str = ""
 
 
@@ -264,6 +274,8 @@ class Recorder(_simulation.Recorder):
 
     Args:
         details: whether the lines and tasks of a kernel's own actors are noted, too.
+        watched: files of our own whose lines are noted, too: where threads were stopped in the
+            midst of a step.
 
     Attributes:
         steps: what happened, in order.
@@ -276,10 +288,15 @@ class Recorder(_simulation.Recorder):
         serving: the names of the turns that serve requests which have no reply yet.
         inner: where the tasks wait that are part of how a kernel works, by the name of their turns.
         requests: what clients have asked, by the messages' ids.
+        stopped_in: the files in which threads were stopped in the midst of a step.
     """
 
-    def __init__(self, *, details: bool = False) -> None:
+    def __init__(self, *, details: bool = False, watched: Collection[str] = ()) -> None:
         self.details = details
+        self._watched = frozenset(watched)
+        self.stopped_in: set[str] = set()
+        self._stop: tuple[Turn, Place, bool] | None = None
+        self._stopped: dict[str, tuple[Row, _Lines | None]] = {}
         self.steps: list[Step] = []
         self.messages: list[Message] = []
         self.ends: dict[str, int] = {}
@@ -327,17 +344,19 @@ class Recorder(_simulation.Recorder):
         self._deciding = False
         former = self._step
         self._close_step()
+        stop, self._stop = self._stop, None
         chosen = turn
         if turn.happen is not None and turn.thread is not None:
             turn = self._last.get(turn.thread, turn)  # a step goes on that was stopped in its midst
-        instead = self._instead(simulation, turn)
+        instead = self._instead(simulation, turn) if stop is None else stop[0]
         thread = turn.thread.name if turn.thread is not None else ""
         if simulation.failure is not None:
             self._step = Step(-1, simulation.clock.now, "", thread, inside=True)
             return
-        if turn is not chosen and turn.name == former.own and instead is None:
+        if turn is not chosen and turn.name == former.own and instead in (None, turn):
             self._task, self._thread = turn.task, turn.thread
             former.stopped = ""  # nobody came in between
+            self._go_on(former)
             return
         self._step = step = Step(
             number=len(self.steps),
@@ -351,7 +370,9 @@ class Recorder(_simulation.Recorder):
             choices=len(simulation.turns) + 1,
             inside=_is_inside(turn),
             happening=turn.happen is not None,
-            holds=instead is not None and instead.behind,
+            holds=stop is not None or (instead is not None and instead.behind),
+            stops=stop[1] if stop is not None else None,
+            midway=stop is not None and stop[2],
         )
         step.hidden = not self.details and bool(
             turn.name in self.hidden
@@ -364,6 +385,36 @@ class Recorder(_simulation.Recorder):
         self._task, self._thread = turn.task, turn.thread
         self.threads[turn.name] = thread
         self.steps.append(step)
+        if turn is not chosen:
+            self._go_on(step)
+
+    def _go_on(self, step: Step) -> None:
+        """A thread that was stopped in the midst of a step goes on."""
+        row, lines = self._stopped.pop(step.own, (None, None))
+        if row is not None:
+            step.rows.append(row)
+            if lines is not None:
+                lines.row = row
+
+    def preempted(self, simulation: Simulation, turn: Turn, place: str) -> None:
+        """The step is stopped in its midst; what it was about to run is what comes next in it."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and not _is_under_test(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is None or simulation.failure is not None:
+            return
+        where = _place_of(frame)
+        self.stopped_in.add(where.file)
+        lines = frame.f_trace if isinstance(frame.f_trace, _Lines) else None
+        rows = self._step.rows
+        midway = re.search(r":\d+\.\d+", place) is not None
+        reached = lines is not None and bool(rows) and rows[-1] is lines.row
+        if reached and not midway and not rows[-1].effects:
+            rows.pop()  # the line has been reached, and has not run
+        self._stop = turn, where, midway
+        row = Row(where, watched=where.file in self._watched)
+        row.of = _self_of(frame) if row.watched else 0
+        self._stopped[turn.name] = row, lines
 
     def spawned(self, simulation: Simulation, turn: Turn) -> None:
         """A task has been seen for the first time."""
@@ -417,6 +468,13 @@ class Recorder(_simulation.Recorder):
             if self._thread is not None and self._thread.blocked is not None:
                 self._step.waits = self._calling_place(sys._getframe())
                 self._step.stopped = "is held up" if self._thread.paused else "blocks its thread"
+                if self._stop is not None:
+                    self._step.stopped = "is stopped"
+                frame: FrameType | None = sys._getframe()
+                while frame is not None:
+                    if isinstance(frame.f_trace, _Lines):
+                        frame.f_trace.row = None  # the rest of the line is part of another step
+                    frame = frame.f_back
             else:
                 self._step.waits = self._await_place(self._task)
             if self._step.hidden and (place := await_place(self._task, details=True)) is not None:
@@ -994,7 +1052,7 @@ class Recorder(_simulation.Recorder):
         file = frame.f_code.co_filename
         if self._simulation is None:
             return None
-        if not is_users_file(file, details=self.details):
+        if not is_users_file(file, details=self.details) and file not in self._watched:
             if not is_ours(file):
                 return None
             frame.f_trace_lines = False
@@ -1005,7 +1063,7 @@ class Recorder(_simulation.Recorder):
         if isinstance(lines, _Lines):
             lines.row = None  # it goes on where it had waited
             return lines
-        return _Lines(self)
+        return _Lines(self, watched=not is_users_file(file, details=self.details))
 
     def _trace_inside(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
         """In our own code, only note where an exception comes up: a reply may tell of it."""
@@ -1023,10 +1081,12 @@ class Recorder(_simulation.Recorder):
 class _Lines:
     """Traces the lines of one frame, through all its steps."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, *, watched: bool = False) -> None:
         self._recorder = recorder
+        self._watched = watched
         self.row: Row | None = None
         self._target: tuple[ast.expr, Place] | None = None
+        self._number = 0
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> _Lines:
         recorder = self._recorder
@@ -1040,7 +1100,10 @@ class _Lines:
             if not isinstance(error, StopIteration):  # so an await returns
                 self._target = None
             if isinstance(error, BaseException) and not isinstance(error, _PASSING):
-                recorder._note_raised(error, self._current(frame))
+                if self._watched:
+                    recorder._trace_inside(frame, event, arg)
+                else:
+                    recorder._note_raised(error, self._current(frame))
         elif event == "return":
             target = self._target
             if target is not None and "await" not in target[1].code:
@@ -1059,7 +1122,11 @@ class _Lines:
         place = _place_of(frame)
         if len(rows) >= _MOST_LINES:
             rows.pop(len(rows) // 2)
-        self.row = row = Row(place)
+        leaves = self._number > place.line and place.code.startswith("with ")
+        self._number = place.line
+        self.row = row = Row(place, watched=self._watched, leaves=leaves)
+        if self._watched:
+            row.of = _self_of(frame)
         rows.append(row)
         target = _target_of(place.code)
         self._target = (target, place) if target is not None else None
@@ -1073,7 +1140,7 @@ class _Lines:
         if shown is None:
             return
         if self.row is None:
-            self.row = Row(place, resumed=True)
+            self.row = Row(place, resumed=True, watched=self._watched)
             rows = self._recorder._step.rows
             if rows and _same_line(rows[-1].place, place):
                 self.row = rows[-1]
@@ -1165,6 +1232,11 @@ def _stands_alone(effect: object) -> bool:
     )
 
 
+def _self_of(frame: FrameType) -> int:
+    """Which object's method is being run; 0 if it is none."""
+    return id(frame.f_locals["self"]) if "self" in frame.f_locals else 0
+
+
 def _id_of(frames: list[bytes]) -> str:
     """The id of a message on the wire."""
     return str(json.loads(frames[frames.index(DELIMITER) + 2])["msg_id"])
@@ -1233,6 +1305,10 @@ def is_users_file(file: str, *, details: bool = False) -> bool:
 def is_ours(file: str) -> bool:
     """Whether a file is of `trio_subshells`, save for what tests."""
     return file.startswith(_PACKAGE) and not file.startswith(_TESTING)
+
+
+def _is_under_test(file: str) -> bool:
+    return is_users_file(file) or is_ours(file)
 
 
 def raising_place(error: BaseException, *, users: bool = False) -> Place | None:

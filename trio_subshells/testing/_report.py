@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from . import _diagram
-from ._record import Recorder
+from ._record import Recorder, is_users_file
 from ._story import Finding, compose_story, tell
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def make_report(
     """
     with Recorder(details=details) as recorder:
         failure = run(recorder).failure
+    if failure is not None and any(not is_users_file(each) for each in recorder.stopped_in):
+        with Recorder(details=details, watched=recorder.stopped_in) as recorder:
+            failure = run(recorder).failure  # once more, with what was done where they were stopped
     if failure is None:
         return None
     file = None

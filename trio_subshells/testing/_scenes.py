@@ -14,6 +14,7 @@ The rest is a `Gap`. Names of tasks are shortened to what tells them apart.
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -54,6 +55,9 @@ _NEAR: Final = 50.0
 _NAMED: Final = 30.0
 _HOME: Final = 20.0
 _MOST_SWITCHES: Final = 8
+_MOST_BEFORE: Final = 4
+_MOST_AFTER: Final = 4
+_MOST_MEANWHILE: Final = 8
 _MOST_LABEL: Final = 40
 _SAME: Final = 0.15
 _ALIKE: Final = 0.6
@@ -243,6 +247,7 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
     led = _led(recorder, error) if inner_place is not None and place is None else None
     known = place or (led.place if led is not None else None)
     _choose_published(recorder, error)
+    _choose_watched(recorder)
     home = known.file if known is not None else ""
     everything = _up_to_failure(_everything(recorder, error, last, home))
     everything = _without_repeats(_without_inner(everything))
@@ -364,6 +369,56 @@ def _choose_published(recorder: Recorder, error: BaseException) -> None:
             step.hears, step.turn = "", step.own
 
 
+def _choose_watched(recorder: Recorder) -> None:
+    """Keep of our own code what is about threads that were stopped in the midst of a step.
+
+    That is what they had just done in that function, what they do there when they go on, and what
+    others have done meanwhile to the same attributes.
+    """
+    kept: set[Row] = set()
+    for step in recorder.steps:
+        if step.stops is not None and step.instead:
+            kept |= _around_stop(recorder.steps, step, step.instead, step.stops)
+    for step in recorder.steps:
+        rows = []
+        for row in step.rows:
+            if row.watched and row not in kept:
+                if not row.effects:
+                    continue
+                row.place, row.assigned, row.leaves = None, "", False
+            rows.append(row)
+        step.rows = rows
+
+
+def _around_stop(steps: Sequence[Step], stopping: Step, who: str, place: Place) -> set[Row]:
+    number = stopping.number
+    later = next((each for each in steps[number:] if each.own == who), None)
+    of = next((row.of for row in later.rows if row.place == place), 0) if later is not None else 0
+
+    def is_in_function(row: Row) -> bool:
+        other = row.place
+        there = other is not None and (other.file, other.function) == (place.file, place.function)
+        return there and of in {0, row.of}
+
+    before = next((each for each in reversed(steps[:number]) if each.own == who), None)
+    theirs = [row for row in before.rows if is_in_function(row)][-_MOST_BEFORE:] if before else []
+    if later is not None:
+        start = next((i for i, row in enumerate(later.rows) if row.place == place), 0)
+        theirs += [row for row in later.rows[start:] if is_in_function(row)][:_MOST_AFTER]
+    names = frozenset[str]().union(*(_attributes_in(row.place.code) for row in theirs if row.place))
+    end = later.number if later is not None else len(steps)
+    others = [
+        row
+        for step in steps[number:end]
+        for row in step.rows
+        if row.watched
+        and row.place is not None
+        and of in {0, row.of}
+        and names & _attributes_in(row.place.code)
+    ]
+    return {*theirs, *others[:_MOST_MEANWHILE]}
+
+
 def _goes_with(former: Row, row: Row) -> bool:
     """Whether what a kernel does by itself can be told with what it did before."""
     if not row.effects or any(isinstance(each, Said) for each in former.effects):
@@ -389,7 +444,7 @@ def _everything(recorder: Recorder, error: BaseException, last: int, home: str) 
             waits = None
         if _is_told(step) and step.instead != waits:
             assert step.instead is not None
-            about = _next_row(steps, step.number + 1, step.instead, home)
+            about = _next_row(steps, step.number + 1, step.instead, home, step.stops)
             kept, delayed = _kept(recorder, step, about)
             begun = step.instead in came or step.instead in recorder.hidden
             place = came.get(step.instead)
@@ -408,13 +463,18 @@ def _everything(recorder: Recorder, error: BaseException, last: int, home: str) 
             items = list(_lines(step, error, last, seen.setdefault(step.own, set())))
             items = [_marked(each, released) for each in items]
             came[step.own] = step.waits
-        if held is not None and (items or not step.hidden):
+        if held is not None and (items or not (step.hidden or _is_unseen(held, step))):
             hidden = step.hidden or held.step is not step
             yield attrs.evolve(held, on=step.turn) if hidden else held
             held = None
         yield from items
     if held is not None:
         yield held
+
+
+def _is_unseen(switch: Switch, step: Step) -> bool:
+    """Whether a thread was stopped for something that nobody sees: others go on after that."""
+    return switch.step.stops is not None and step.inside
 
 
 def _marked(item: Item, released: set[Row]) -> Item:
@@ -439,6 +499,7 @@ def _without_inner(items: Sequence[Item]) -> list[Item]:
         for item in items
         if isinstance(item, Switch)
         and not item.step.turn.startswith(FAULT_PREFIX)
+        and item.step.stops is None
         and (item.delayed.endswith(INSIDE) or item.on == item.kept != "")
     ]
     if not any(isinstance(item, Switch) and item not in inner for item in items):
@@ -515,6 +576,8 @@ def _merge(first: Switch, second: Switch) -> Switch:
     """Of two decisions with nothing to tell in between, the one that says more."""
     is_fault = first.step.turn.startswith(FAULT_PREFIX)
     better = second if second.kept and not (first.kept or is_fault) else first
+    if first.step.stops is None and second.step.stops is not None:
+        better = second
     return attrs.evolve(better, count=first.count + 1)
 
 
@@ -557,10 +620,15 @@ def _is_trivial(row: Row, seen: set[Place] | frozenset[Place] = frozenset()) -> 
     return code.startswith(_TRIVIAL)
 
 
-def _next_row(steps: Sequence[Step], start: int, turn: str, home: str) -> Row | None:
+def _next_row(
+    steps: Sequence[Step], start: int, turn: str, home: str, stopped: Place | None
+) -> Row | None:
     """The first line that a task runs from some step on; rather one in the file that has failed."""
     for step in steps[start:]:
         if step.own == turn and step.rows:
+            going_on = (row for row in step.rows if row.place == stopped is not None)
+            if (row := next(going_on, None)) is not None:
+                return row
             rows = [row for row in step.rows if row.place is not None and not row.resumed]
             rows = [row for row in rows if not _is_trivial(row)]
             at_home = (row for row in rows if _is_at(row, home))
@@ -738,6 +806,8 @@ def _weight(item: Item, names: frozenset[str], home: str) -> float:
             weight = max(weight, 25.0)
     if row.assigned and not (row.place is not None and row.place.function.endswith("__init__")):
         weight = max(weight, 40.0)
+    if row.watched and row.place is not None:
+        weight = 200.0
     if row.raised is not None:
         weight = max(weight, 70.0)
     if item.end:
@@ -757,6 +827,11 @@ def _names(items: Iterable[Item]) -> frozenset[str]:
         if row is not None and row.place is not None:
             found |= _names_in(row.place.code)
     return frozenset(found - {"self", "trio", "lowlevel", "checkpoint"})
+
+
+@cache
+def _attributes_in(code: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\.(\w+)", code))
 
 
 @cache

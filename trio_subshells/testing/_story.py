@@ -107,8 +107,9 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     ),
 )
 _EXPLANATION: Final = (
-    "What ran{}, in this order (a task runs until it awaits, then another may go on)"
+    "What ran{}, in this order (a task runs until it awaits{}, then another may go on)"
 )
+_OR_STOPPED: Final = ", or its thread is stopped"
 _SCREEN: Final = 44
 _ITEMS: Final = 24
 _ITEMS_IN_DETAIL: Final = 100
@@ -283,9 +284,12 @@ class _Table:
 
     def lines(self) -> Iterator[str]:
         """All of it."""
-        marked = any(isinstance(item, Switch) for item in self._scene.items)
+        switches = [item for item in self._scene.items if isinstance(item, Switch)]
+        marked = bool(switches)
+        stopped = any(item.step.stops is not None for item in switches)
         file = f" in {self._file}" if self._file is not None else ""
-        text = _EXPLANATION.format(file) + (";" if marked else ":")
+        text = _EXPLANATION.format(file, "" if not stopped else _OR_STOPPED)
+        text += ";" if marked else ":"
         yield from textwrap.wrap(text, WIDTH, break_long_words=False)
         if marked:
             yield f"{ARROW} is where another one went on than usual, which makes the difference:"
@@ -385,7 +389,9 @@ def code_of(line: Line) -> str:
     """The line of code; for what isn't one, what happens."""
     if line.step.happening and not line.step.hears:
         return line.step.turn
-    return line.row.place.code if line.row.place is not None else ""
+    if line.row.place is None:
+        return ""
+    return f"end of {line.row.place.code}" if line.row.leaves else line.row.place.code
 
 
 def effects_of(scene: Scene, line: Line) -> list[str]:
@@ -423,7 +429,7 @@ def effects_of(scene: Scene, line: Line) -> list[str]:
             words.append(text + about)
         former = effect
     if line.held:
-        words.insert(0, "goes on at last")
+        words.insert(0, "at last")
     if row.raised is not None:
         words.append(f"raises {type(row.raised).__name__}")
     elif line.end:
@@ -572,6 +578,12 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         return f"{place}; {kept} {_next_words(switch)}" if kept else place
     else:
         went_on = f"here {on} goes on{instead}"
+    if step.stops is not None and kept:
+        seen = on and on != kept and (switch.on or not step.inside)
+        others = f"{on} goes" if seen else "others go"
+        when = "in the midst of" if step.midway else "before it runs"
+        where = f"{when} {step.stops.short}: {shorten(step.stops.code, 70)}"
+        return f"here {kept} is stopped {where} ━ {others} on first, and {kept} from there later"
     if step.holds and kept:
         others = on if on and on != kept else "others"
         goes_on = f"here {others} {'goes' if others == on else 'go'} on instead of {kept}"
