@@ -105,6 +105,10 @@ class _Watch:
         self._strategy = strategy
         self._others = others
 
+    def pytest_configure(self, config: pytest.Config) -> None:
+        # Else async tests aren't run, and fail for that, as if they had caught something.
+        assert config.getini("trio_mode"), "the settings of pyproject.toml don't hold"
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         from trio_subshells.testing import _explore
@@ -209,10 +213,17 @@ def run_here(
     assert mutant.module not in sys.modules, f"{mutant.module} has been imported too soon"
     sys.meta_path.insert(0, _Patch(mutant))
     watch = _Watch(strategy, others)
-    # Only the plugins that it takes: to import all there are takes longer than most tests.
+    # Only the plugins that it takes, and of what they take, only what the test does: to import all
+    # there is takes longer than most tests. Without hypothesis, pytest-trio does nothing for it.
+    path = ROOT / test.partition("::")[0]
+    if path.is_file() and "hypothesis" not in path.read_text("utf-8"):
+        sys.modules["hypothesis"] = None  # type: ignore[assignment]
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     plugins = ["-p", "pytest_trio.plugin", "-p", "trio_subshells_pytest", "-p", "no:cacheprovider"]
-    arguments = ["-q", *plugins, "--rootdir", str(ROOT), *options]
+    # pyproject.toml is named: pytest would look for it by the paths that it takes options for. Its
+    # `addopts` are about other plugins, too.
+    settings = ["-c", str(ROOT / "pyproject.toml"), "-o", "addopts=", "--import-mode=importlib"]
+    arguments = ["-q", *plugins, *settings, *options]
     pytest.main([*arguments, str(ROOT / test)], [watch])
     return watch.result, watch.others
 
