@@ -83,6 +83,18 @@ def replay_line(result: pytest.RunResult) -> list[str]:
     return shlex.split(line.removeprefix("Replay it:"))
 
 
+def test_of_a_long_log_the_end_is_shown(suite: pytest.Pytester) -> None:
+    logs = """    account = Account()
+    for number in range(300):
+        logging.getLogger('bank').warning('statement %d', number)"""
+    text = RACY.replace("    account = Account()", logs)
+    suite.makepyfile(test_racy=f"import logging\n{text}")
+    shown = run(suite).stdout.str().partition("Captured log call")[2]
+    assert "\n… 250 lines\n" in shown
+    assert shown.count("statement ") == 50
+    assert "statement 299" in shown
+
+
 def test_only_the_failing_schedules_log_is_shown(suite: pytest.Pytester) -> None:
     logs = "    logging.getLogger('bank').warning('an account is opened')\n    account = Account()"
     text = RACY.replace("    account = Account()", logs)

@@ -256,6 +256,23 @@ async def ignored() -> None:
             nursery.start_soon(ask, 2)
 
 
+async def cancelled_in_vain() -> None:
+    async def late() -> None:
+        with trio.move_on_after(1):
+            await trio.sleep_forever()
+        raise ValueError("too late")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(late)
+
+
+def test_an_await_that_is_cancelled_is_said_to_be() -> None:
+    lines = told(report_of(cancelled_in_vain).text)
+    (line,) = [line for line in lines if "is cancelled" in line]
+    assert "await trio.sleep_forever()" in line
+    assert any("the timeout of late expires" in line for line in lines)
+
+
 def test_who_waits_for_an_answer_is_told_with_whose() -> None:
     lines = report_of(ignored).text.splitlines()
     waiting = lines[lines.index("At the end, these wait, and nothing will ever wake them:") + 1 :]

@@ -498,8 +498,8 @@ class _Picture:
             self._text(_MARGIN, y, "error", waiting_words(self._scene))
             for each in self._scene.waiting[:8]:
                 y += 17
-                text = waiter_words(self._scene, each)
-                self._text(_MARGIN + 12, y, "code", shorten(text, most - 2))
+                text = waiter_words(self._scene, each, most - 2)
+                self._text(_MARGIN + 12, y, "code", text)
             y += 24
         x = float(_MARGIN)
         for style, tip, words in (

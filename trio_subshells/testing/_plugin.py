@@ -39,6 +39,8 @@ from ._simulation import Simulation
 KERNEL_SCHEDULES: Final = 50
 """How many schedules a test with `simulated_kernel` runs, if nobody says how many."""
 
+_MOST_LOGGED: Final = 50
+"""Lines of what a failing schedule has logged, or printed."""
 _SECTION: Final = "failing schedule"
 
 
@@ -133,6 +135,15 @@ def tell(item: pytest.Item, error: BaseException, report: pytest.TestReport) -> 
     """Give a test that has failed with a schedule a report that a person can read."""
     if isinstance(error, ScheduleFailed) and report.longrepr is not None:
         report.longrepr = _told(item, error)
+        report.sections = [(name, _last_lines(text)) for name, text in report.sections]
+
+
+def _last_lines(text: str) -> str:
+    """What was logged last: a task that goes round in circles logs more than anybody reads."""
+    lines = text.splitlines(keepends=True)
+    if len(lines) <= _MOST_LOGGED:
+        return text
+    return f"… {len(lines) - _MOST_LOGGED:,} lines\n" + "".join(lines[-_MOST_LOGGED:])
 
 
 def count(report: pytest.TestReport) -> None:

@@ -68,6 +68,9 @@ _MOST_LINES: Final = 60
 ONCE_MORE: Final = " once more"
 """How the text of a state ends that a kernel has published before for the same request."""
 
+CANCELLED: Final = "is cancelled"
+"""What is said of an await that ends so."""
+
 KERNEL: Final = "kernel"
 """The name of a simulated kernel's first thread; those that it starts are named after it."""
 
@@ -314,6 +317,7 @@ class Recorder(_simulation.Recorder):
         self._prompts: dict[str, Message] = {}
         self._inputs: list[tuple[str, Message]] = []
         self._last_raised = 0
+        self._cancelled_in = -1
         self._raised_inside: dict[tuple[str, str], tuple[Step, int, Place]] = {}
         self.raised: list[tuple[BaseException, int]] = []
         self._simulation: Simulation | None = None
@@ -1035,6 +1039,12 @@ class Recorder(_simulation.Recorder):
                 rows.append(Row(place, resumed=True))
             self._note_raised(leaf, rows[-1] if rows else None)
 
+    def _note_cancelled(self, row: Row) -> None:
+        """Note that an await has ended by a cancellation: once in a step, in the innermost line."""
+        if self._cancelled_in != self._step.number:
+            self._cancelled_in = self._step.number
+            row.effects.append(Said(CANCELLED))
+
     def _note_raised(self, error: BaseException, row: Row | None) -> None:
         """Note an exception once per step: where it is seen first, which is the innermost place."""
         if isinstance(error, BaseExceptionGroup):
@@ -1099,6 +1109,8 @@ class _Lines:
             error = arg[1]
             if not isinstance(error, StopIteration):  # so an await returns
                 self._target = None
+            if isinstance(error, trio.Cancelled) and not self._watched:
+                recorder._note_cancelled(self._current(frame))
             if isinstance(error, BaseException) and not isinstance(error, _PASSING):
                 if self._watched:
                     recorder._trace_inside(frame, event, arg)

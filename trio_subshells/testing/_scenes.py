@@ -27,6 +27,7 @@ from ._client import Exchange
 from ._errors import leaves
 from ._model import ProtocolViolation
 from ._record import (
+    CANCELLED,
     KERNEL,
     ONCE_MORE,
     Message,
@@ -672,11 +673,11 @@ def _unanswered(recorder: Recorder, turn: str, place: Place | None) -> str:
             return ""
         receiver = message.receiver
         who = _last_part(receiver) if receiver else "nobody"
-        over = ", which has ended" if receiver in recorder.ends else ""
+        has = "has ended, and not" if receiver in recorder.ends else "has not"
         if message.taken is None:
-            return f"{who}{over} has not taken {message.text}" if receiver else ""
+            return f"{who} {has} taken {message.text}" if receiver else ""
         if message.kind == "ask" and message not in answered:
-            return f"{who}{over} has not answered {message.text}"
+            return f"{who} {has} answered {message.text}"
         return ""
     return ""
 
@@ -799,7 +800,8 @@ def _weight(item: Item, names: frozenset[str], home: str) -> float:
         elif isinstance(effect, Sent):
             weight = max(weight, 60.0 if effect.message.taken is not None else 90.0)
         elif isinstance(effect, Taken | Said):
-            weight = max(weight, 60.0)
+            said = isinstance(effect, Said) and effect.text == CANCELLED
+            weight = max(weight, 35.0 if said else 60.0)
         elif isinstance(effect, Woke):
             weight = max(weight, _WAKES.get(effect.why, 70.0))
         elif isinstance(effect, Spawned):

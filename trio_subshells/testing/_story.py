@@ -245,7 +245,7 @@ def _who_waits(scene: Scene) -> Iterator[str]:
     yield ""
     yield waiting_words(scene)
     for each in scene.waiting[:_MOST_WAITING]:
-        yield shorten(f"  {waiter_words(scene, each)}", WIDTH)
+        yield f"  {waiter_words(scene, each, WIDTH - 2)}"
     left = len(scene.waiting[_MOST_WAITING:])
     if left:
         yield f"  … and {left} more"
@@ -543,12 +543,15 @@ def waiting_words(scene: Scene) -> str:
     return "At the end, these are still there:"
 
 
-def waiter_words(scene: Scene, waiting: Waiting) -> str:
-    """Who waits in vain, where, and for what."""
+def waiter_words(scene: Scene, waiting: Waiting, most: int) -> str:
+    """Who waits in vain, where, and for what; in so many characters, if possible."""
     place = waiting.place
-    where = "" if place is None else f" at {place.short}:  {place.code}"
+    start = f"{scene.label(waiting.turn)} waits" + (
+        "" if place is None else f" at {place.short}:  "
+    )
     what = f"  ({waiting.what})" if waiting.what else ""
-    return f"{scene.label(waiting.turn)} waits{where}{what}"
+    code = "" if place is None else shorten(place.code, max(20, most - len(start) - len(what)))
+    return shorten(f"{start}{code}{what}", most)
 
 
 def switch_words(scene: Scene, switch: Switch) -> str:
@@ -572,7 +575,12 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         return "here the order of things inside of the kernel is not the usual one"
     elif step.inside and not step.hidden:
         thread = thread_words(scene, step.thread)
-        went_on = f"here {thread} does what other threads have asked of it{before}"
+        what = (
+            "what run_sync_soon has brought it"
+            if "run_sync_soon" in step.turn
+            else "its own affairs"
+        )
+        went_on = f"here {thread} sees to {what}{before}"
     elif step.happening and not step.hidden:
         place = f"here this takes place first: {step.turn}"
         return f"{place}; {kept} {_next_words(switch)}" if kept else place
@@ -601,7 +609,8 @@ def _next_words(switch: Switch) -> str:
     if not switch.begun:
         return "was about to begin"
     if switch.about is not None and switch.about.place is not None:
-        return f"was about to run line {switch.about.place.line}: {switch.about.place.code}"
+        what = "go on in" if switch.about.resumed else "run"
+        return f"was about to {what} line {switch.about.place.line}: {switch.about.place.code}"
     if switch.came is not None:
         return f"had come to line {switch.came.line}: {switch.came.code}"
     return "goes on later"
