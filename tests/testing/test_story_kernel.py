@@ -120,6 +120,8 @@ def test_a_violation_is_told_with_what_was_published(monkeypatch: pytest.MonkeyP
     assert "as client" in report.mermaid
     assert "-->>" in report.mermaid
     assert ">idle</text>" in report.svg
+    assert ">hears busy, execute_input</text>" in report.svg
+    assert ">of execute '1'</text>" in report.svg
 
 
 def test_a_violation_is_told_with_when_a_reply_was_sent() -> None:
@@ -217,6 +219,8 @@ def test_prompts_and_answers_are_messages(monkeypatch: pytest.MonkeyPatch) -> No
     assert ": input_request 'who?'" in report.mermaid
     assert ": input_reply 'me'" in report.mermaid
     assert ">input_reply 'me'</text>" in report.svg
+    assert ">drops it</text>" in report.svg
+    assert "<br/>drops it" in report.mermaid
 
 
 def test_what_was_answered_is_said_where_it_is_not_plain() -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
 import attrs
 
-from ._record import Message, Row, Sent, Spawned, Taken, Woke, is_ours, shorten
+from ._record import Message, Row, Said, Sent, Spawned, Taken, Woke, is_ours, shorten
 from ._scenes import Gap, Item, Line, Passing, Scene, Switch
 from ._story import (
     Finding,
@@ -504,7 +505,7 @@ class _Picture:
         x = float(_MARGIN)
         for style, tip, words in (
             ("message", "tip", "message, to where it is taken"),
-            ("answer", "tip", "answer"),
+            ("answer", "tip", "answer, or published"),
             ("wake", "tipwake", "wakes, or starts"),
             ("held", None, "has to wait"),
         ):
@@ -708,32 +709,56 @@ def _texts(scene: Scene, lanes: Mapping[str, _Lane], line: Line) -> Iterator[tup
     if lanes[line.step.turn].shared:
         yield "bold", shorten(scene.label(line.step.turn), _MOST_LABEL)
     code = code_of(line)
-    if not code:
-        code = next(_exchanged(line.row), "")
+    exchanged = [] if code else list(_exchanged(line.row))
+    if exchanged:
+        code = exchanged[0][1]
     place = line.row.place
     number = "" if place is None else f"{place.line}  "
     if place is not None and is_ours(place.file):
         number = f"{place.short.rpartition('/')[2]}  "
     yield "code", number + shorten(code, _MOST_CODE) if code else f"({line.end or 'goes on'})"
+    for style, text in exchanged[1:]:
+        yield style, shorten(text, _MOST_CODE)
     answered = any(
         isinstance(each, Taken) and each.message.kind == "answer" for each in line.row.effects
     )
     if line.row.assigned and not answered:
         yield "code value", shorten(line.row.assigned, _MOST_CODE)
+    for effect in line.row.effects:
+        if isinstance(effect, Said) and effect.text != "cancels":
+            style = "code error" if effect.text.startswith(("raises ", "fault: ")) else "muted"
+            yield style, shorten(effect.text, _MOST_CODE)
     if line.row.raised is not None:
         yield "code error", f"raises {type(line.row.raised).__name__}"
 
 
-def _exchanged(row: Row) -> Iterator[str]:
-    """What a kernel does for its clients without a line of the user's."""
-    for each in row.effects:
-        if isinstance(each, Taken) and each.message.kind == "request":
-            yield f"serves {each.message.text}"
-        elif isinstance(each, Sent | Taken) and each.message.kind in {"publish", "status", "input"}:
-            verb = "sends" if isinstance(each, Sent) else "hears"
-            yield f"{verb} {each.message.text}"
-        elif isinstance(each, Sent) and each.message.kind == "reply":
-            yield f"replies {each.message.text}"
+def _exchanged(row: Row) -> Iterator[tuple[str, str]]:
+    """What a kernel and its clients do without a line of the user's; each with its style."""
+    effects = [each for each in row.effects if isinstance(each, Sent | Taken)]
+    served: Message | None = None
+    for kind, group in groupby(effects, _kind):
+        messages = [each.message for each in group]
+        texts = ", ".join(each.text for each in messages)
+        match kind[0] is Sent, messages[0].kind:
+            case False, "request":
+                served = messages[0]
+                yield "code", f"serves {texts}"
+            case True, "reply":
+                yield "code", f"replies {texts}"
+            case sends, "forward" | "publish" | "status" | "prompt" | "input":
+                yield "code", f"{'sends' if sends else 'hears'} {texts}"
+            case _:
+                continue
+        about = messages[0].about
+        if about is not None and about is not served:
+            served = about
+            yield "muted", f"of {about.name}"
+
+
+def _kind(effect: Sent | Taken) -> tuple[object, ...]:
+    """What is told together."""
+    message = effect.message
+    return type(effect), message.about, message.kind in {"publish", "status"} or message.kind
 
 
 def _is_sent(effect: object) -> bool:
