@@ -196,3 +196,38 @@ async def test_a_canceller_is_called_within_its_block() -> None:
         assert (await interrupt.done()).status == "ok"
         assert all(called)
         await check(kernel.client)
+
+
+@explore_schedules(100)
+async def test_an_interrupt_of_all_ends_who_waits_for_another_cell() -> None:
+    """The inner cell may end first; its reply is no reason to go on."""
+    words = WordsKernel()
+
+    @words.cell
+    async def spawns(cell: ts.Cell) -> None:
+        async with ts.spawn_subshell() as subshell:
+            await subshell.execute("inner", silent=True)
+            cell.stdout("and on it goes")
+
+    @words.cell
+    async def asks(cell: ts.Cell) -> None:
+        await ts.current_kernel().main.execute("inner", silent=True)
+        cell.stdout("and on it goes")
+
+    @words.cell
+    async def inner(cell: ts.Cell) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        for code, where in (("spawns", None), ("asks", subshell)):
+            begun = Flag()
+            cell = client.execute_soon(code, subshell=where)
+            await begun.wait()
+            assert (await kernel.interrupt()).status == "ok"
+            assert (await cell.done()).ename == "KeyboardInterrupt"
+            assert cell.text() == ""
+            assert await kernel.subshells() == [subshell]
+        await check(client)

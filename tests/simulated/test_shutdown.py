@@ -39,6 +39,38 @@ async def test_a_shutdown_is_answered_last() -> None:
         assert deleting.replies
 
 
+@explore_schedules(100)
+async def test_a_shutdown_ends_who_waits_for_another_cell() -> None:
+    """The inner cell may end first; its reply is no reason to go on."""
+    words = WordsKernel()
+    begun = Flag()
+
+    @words.cell
+    async def outer(cell: ts.Cell) -> None:
+        async with ts.spawn_subshell() as subshell:
+            await subshell.execute("inner", silent=True)
+            cell.stdout("and on it goes")
+
+    @words.cell
+    async def inner(cell: ts.Cell) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        elsewhere = await kernel.create_subshell()
+        for where in (None, elsewhere):
+            begun = Flag()
+            client.execute_soon("outer", subshell=where)
+            await begun.wait()
+        assert (await kernel.shutdown()).status == "ok"
+        await check(client)
+        for cell in client.exchanges:
+            if cell.message.header.msg_type == "execute_request":
+                assert cell.text() == ""
+                assert cell.replies[0].content["ename"] == "KernelShutdown"
+
+
 async def serve(
     words: WordsKernel,
     network: Network,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -37,9 +37,9 @@ from ._channels import ClientSocket, error_content, unknown_type
 from ._errors import SubshellUnjoinable, UnknownSubshell, named, text_of
 from ._faults import ends_the_kernel, without_cancelled
 from ._ground import Ground
-from ._guard import CellGuard, EndReason, SubshellGuards
+from ._guard import EndReason, SubshellGuards
 from ._kernel import Kernel
-from ._ladder import DELETE_TIMEOUT, LONGEST_PAUSE, SHUTDOWN_TIMEOUT, end_cell
+from ._ladder import DELETE_TIMEOUT, LONGEST_PAUSE, SHUTDOWN_TIMEOUT, end_cell, end_cells
 from ._life import SubshellLife
 from ._limits import Room
 from ._messages import (
@@ -382,14 +382,7 @@ class ControlHandler(Actor):
 
     async def _end(self, life: SubshellLife, reason: EndReason, timeout: float) -> bool:
         """Cancel a subshell, and wait until it is joined; returns whether it is, in that time."""
-        if life.guards.closed is None:
-            life.guards.close(reason)
-            try:
-                await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
-            finally:
-                life.ref.cancel()
-                # Not here, as it goes on when this has given up. Who asks again only waits.
-                self._nursery.start_soon(self._end_what_runs, life, reason)
+        await self._begin_to_end([life], reason)
         with trio.move_on_after(timeout):
             await life.gone.wait()
         if life.gone.is_set():
@@ -398,6 +391,20 @@ class ControlHandler(Actor):
         error = _given_up(life.guards.closed or reason, life.info)
         await self._shell.ask(GiveUp(life.info.id, error), timeout=math.inf)
         return False
+
+    async def _begin_to_end(self, lives: Iterable[SubshellLife], reason: EndReason) -> None:
+        """Cancel subshells, all before any can have ended: a cell may wait for another one's."""
+        new = [life for life in lives if life.guards.closed is None]
+        for life in new:
+            life.guards.close(reason)
+        try:
+            for life in new:
+                await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
+        finally:
+            for life in new:
+                life.ref.cancel()
+                # Not here, as it goes on when this has given up. Who asks again only waits.
+                self._nursery.start_soon(self._end_what_runs, life, reason)
 
     async def _end_what_runs(self, life: SubshellLife, reason: EndReason) -> None:
         """Climb the ladder until the subshell has gone.
@@ -426,18 +433,13 @@ class ControlHandler(Actor):
             lives = [self._lives[interrupt.subshell_id]]
         else:
             raise UnknownSubshell(f"there is no subshell {interrupt.subshell_id!r}")
-        stuck: set[str] = set()
-
-        async def one(life: SubshellLife, guard: CellGuard, generation: int) -> None:
-            if not await end_cell(
-                guard, generation, EndReason.INTERRUPTED, deadline=interrupt.timeout
-            ):
-                stuck.add(life.info.name)
-
-        async with trio.open_nursery() as nursery:
-            for life in lives:
-                for guard in life.guards:
-                    nursery.start_soon(one, life, guard, guard.generation)
+        cells = [(life, guard) for life in lives for guard in life.guards]
+        ended = await end_cells(
+            [(guard, guard.generation) for _, guard in cells],
+            EndReason.INTERRUPTED,
+            deadline=interrupt.timeout,
+        )
+        stuck = {life.info.name for (life, _), done in zip(cells, ended, strict=True) if not done}
         if stuck:
             raise TimeoutError(
                 f"what runs in {', '.join(sorted(stuck))} has not ended within "
@@ -491,8 +493,10 @@ class ControlHandler(Actor):
                 await self._starting.wait_value(0)
             joined.append(not late.cancelled_caught)
 
+        lives = list(self._lives.values())
+        await self._begin_to_end(lives, reason)
         async with trio.open_nursery() as nursery:
-            for life in list(self._lives.values()):
+            for life in lives:
                 nursery.start_soon(end, life)
             if self._starting.value:  # none is begun with any more
                 nursery.start_soon(end_what_is_being_started)
@@ -520,8 +524,6 @@ class ControlHandler(Actor):
         stuck: list[str] = []
 
         async def end(life: SubshellLife) -> None:
-            if life.guards.closed is None:
-                life.guards.close(EndReason.DIED)
             with suppress(ActorTerminated):
                 await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
             life.ref.cancel()
@@ -538,6 +540,9 @@ class ControlHandler(Actor):
             with suppress(ActorTerminated):
                 await self._shell.ask(last, timeout=math.inf)
 
+        for life in self._lives.values():
+            if life.guards.closed is None:
+                life.guards.close(EndReason.DIED)
         async with trio.open_nursery() as nursery:
             for life in self._lives.values():
                 nursery.start_soon(end, life)

@@ -482,6 +482,16 @@ class CellGuard:
                 self._hit_in = self.ends
         return all(struck)
 
+    def cancel_if_ending(self, generation: int) -> bool:
+        """Rung 1, if that cell is to end, by itself; returns whether it is.
+
+        In a trio loop. The ladder has told the cell's loop so, too, or does it at this moment.
+        """
+        ending = self._reason is not None and self._is_running(generation)
+        if ending and trio.lowlevel.current_trio_token() is self._token:
+            self._scope.cancel()
+        return ending
+
     def strike_leftovers(self) -> None:
         """Strike whatever cells have left running, once no other cell starts."""
         with self.lock:
@@ -634,6 +644,16 @@ def is_about_to_end() -> bool:
     """Whether the subshell of the calling cell is being ended."""
     cell = _cell.get()
     return cell is not None and cell.guard.closed is not None
+
+
+async def checkpoint_if_ending() -> None:
+    """For a cell that has got what it waited for: if it is to end, it ends here.
+
+    That may be why it has got it: when several cells are to end, one of them may wait for another.
+    """
+    cell = _cell.get()
+    if cell is not None and cell.guard.cancel_if_ending(cell.generation):
+        await trio.lowlevel.checkpoint_if_cancelled()
 
 
 def _lift_shields(scope: trio.CancelScope) -> None:

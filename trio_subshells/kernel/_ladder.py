@@ -14,11 +14,14 @@ It runs in the kernel's I/O thread, never in the cell's.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
+import attrs
 import trio
 from trio_util import move_on_when
 
+from ..actors import Promise
 from ._failures import failures
 from ._guard import CellGuard, EndReason
 
@@ -61,25 +64,62 @@ async def end_cell(
         reason: what the cell's reply says.
         deadline: in seconds from now.
     """
+    [ended] = await end_cells([(guard, generation)], reason, deadline=deadline)
+    return ended
+
+
+async def end_cells(
+    cells: Sequence[tuple[CellGuard, int]], reason: EndReason, *, deadline: float
+) -> list[bool]:
+    """End several cells, as `end_cell` does: each is told so before any of them can have ended.
+
+    One of them may wait for another; that one's end is nothing that it should go on with.
+    """
+    endings = [_announce(guard, generation, reason) for guard, generation in cells]
+    for each in endings:
+        if each is not None:
+            _cancel(each.guard, each.generation)
+    async with trio.open_nursery() as nursery:
+        for each in endings:
+            if each is not None:
+                nursery.start_soon(_await_end, each, deadline)
+    return [each is None or each.ended.resolved for each in endings]
+
+
+@attrs.frozen
+class _Ending:
+    """A cell that is to end."""
+
+    guard: CellGuard
+    generation: int
+    grace: float
+    ended: Promise[None]
+
+
+def _announce(guard: CellGuard, generation: int, reason: EndReason) -> _Ending | None:
+    """None: it has ended."""
     ended = guard.begin_end(generation, reason)
     if ended is None:
-        return True
+        return None
     grace = GRACE.get(reason, SHORT_GRACE) if guard.ends == 1 else SHORT_GRACE
+    return _Ending(guard, generation, grace, ended)
+
+
+async def _await_end(ending: _Ending, deadline: float) -> None:
     with trio.move_on_after(deadline):
-        async with move_on_when(ended.wait):
-            await _climb(guard, generation, grace)
-    return ended.resolved
+        async with move_on_when(ending.ended.wait):
+            await _climb(ending.guard, ending.generation, ending.grace)
 
 
 async def _climb(guard: CellGuard, generation: int, grace: float) -> None:
-    """Try everything, for ever."""
+    """Try everything, for ever. Its cancellers have been called, and it has been cancelled."""
     pause = FIRST_PAUSE
     with trio.move_on_after(grace):
         while True:
-            _cancel(guard, generation)  # again and again: it may register another canceller
             await trio.sleep(pause)
             if guard.strike_each_once(generation):
                 pause = min(2 * pause, LONGEST_PAUSE)
+            _cancel(guard, generation)  # again and again: it may register another canceller
     pause = FIRST_PAUSE
     while True:
         _cancel(guard, generation, lift_shields=True)

@@ -25,7 +25,7 @@ from ..actors import (
 from ..wire import ConnectionInfo, Header, WireSession
 from ._drops import DropCount
 from ._errors import UnknownSubshell
-from ._guard import protected
+from ._guard import checkpoint_if_ending, protected
 from ._ladder import DELETE_TIMEOUT, GIVE_UP_AFTER, INTERRUPT_TIMEOUT
 from ._life import SubshellLife, SubshellState, SubshellStatistics
 from ._messages import (
@@ -186,7 +186,9 @@ class RunningKernel:
     async def _ask(self, actor: ActorRef, message: object) -> Any:
         # An interrupt cancels a cell that asks our actors, and doesn't strike in their queues.
         with protected():
-            return await actor.ask(message, timeout=math.inf)
+            answer = await actor.ask(message, timeout=math.inf)
+            await checkpoint_if_ending()
+            return answer
 
     async def wait_closed(self) -> None:
         """Wait until a client has shut the kernel down; only in the loop that opened it."""
@@ -230,7 +232,8 @@ class SubshellHandle:
         """Execute a cell, after what is queued there already, and wait for its reply.
 
         Called from a cell, the output appears as that cell's. An error of the code is a reply, not
-        an exception. Cancelled, the cell is not: `interrupt` the subshell, or leave its block.
+        an exception. Cancelled, the cell is not: `interrupt` the subshell, or leave its block. If
+        the calling cell is to end as well, it is cancelled here, also if there is a reply by then.
 
         Args:
             code: what to execute.
