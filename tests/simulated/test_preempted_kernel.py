@@ -1,0 +1,345 @@
+"""What a kernel's threads share, used by several of them at once, any of which may be stopped.
+
+Each test is the contract of one module: whatever comes between two of its statements.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import pytest
+import trio
+
+from trio_subshells.kernel._failures import SUMMARY_INTERVAL, Failures
+from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
+from trio_subshells.kernel._output import OutputPort
+from trio_subshells.kernel._pending import AnswerRight
+from trio_subshells.testing import ScheduleFailed, explore, explore_schedules, simulated_kernel
+from trio_subshells.wire import WireSession
+
+from .driver import use
+from .kernels import Flag
+from .plans import Plan, make_plan
+from .programs import ProgramKernel, TaskProgramKernel
+from .threads import in_threads, some_steps
+
+# ------------------------------------------------------------------------------ the right to answer
+
+
+class _Party:
+    """One who may answer a request; what it does returns whether it has taken the right to."""
+
+    def __init__(self, right: AnswerRight) -> None:
+        self._right = right
+
+    def serve(self) -> bool:
+        if not self._right.begin():
+            return False
+        self._right.begun()
+        return self._right.settle()
+
+    def settle(self) -> bool:
+        return self._right.settle()
+
+    def give_up(self) -> bool:
+        return self._right.give_up() is not None
+
+
+@pytest.mark.parametrize(
+    "others",
+    list(itertools.combinations_with_replacement((_Party.settle, _Party.give_up), 2)),
+    ids=lambda others: "-".join(each.__name__ for each in others),
+)
+@explore_schedules(100, preempt=["trio_subshells.kernel._pending"])
+async def test_a_request_is_answered_once(others: Sequence[Callable[[_Party], bool]]) -> None:
+    party = _Party(AnswerRight())
+    have: list[bool] = []
+
+    async def answer(how: Callable[[_Party], bool]) -> None:
+        have.append(how(party))
+
+    await in_threads(
+        serves=partial(answer, _Party.serve),
+        one=partial(answer, others[0]),
+        other=partial(answer, others[1]),
+    )
+    assert sorted(have) == [False, False, True]
+    assert not party.settle()
+    assert not party.serve()
+
+
+# ------------------------------------------------------------------------------------------- cells
+
+
+class _Raiser:
+    """Notes whether something is still to be raised."""
+
+    missed = False
+
+    def __init__(self) -> None:
+        self.is_pending = False
+
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        self.is_pending = True
+        return True
+
+    def withdraw(self) -> None:
+        self.is_pending = False
+
+
+class _Ender:
+    """One who is to end the first cell of a guard, and nothing else."""
+
+    def __init__(self) -> None:
+        self.guard = CellGuard()
+        self.raiser = _Raiser()
+        self.begun, self.coming = Flag(), Flag()
+        self.closing = self.has_closed = False
+        self._within_block = False
+        self._struck = threading.Event()
+        """What the first cell blocks its thread for, if it is to be struck."""
+        self._struck.set()
+
+    async def runs_first(self) -> None:
+        """The first cell, which ends by itself."""
+        assert not self.has_closed
+        self._within_block = True
+        with self.guard.canceller(self._canceller):
+            self.begun.set()
+            await self.coming.wait()
+            await some_steps(1)
+        self._within_block = False
+        self._struck.wait()
+
+    async def runs_second(self) -> None:
+        """The second one, which fails by itself, and late."""
+        assert not self.has_closed
+        await trio.sleep(1)
+        raise ValueError("its own")
+
+    def _canceller(self) -> None:
+        assert self._within_block, "called when its block has been left"
+
+    async def watch(self) -> None:
+        ended = self.guard.watch(1)
+        if ended is not None:
+            await ended.wait()
+        self._check_that_it_has_ended()
+
+    async def begin_end(self) -> None:
+        ended = self.guard.begin_end(1, EndReason.INTERRUPTED)
+        if ended is not None:
+            await ended.wait()
+        self._check_that_it_has_ended()
+
+    def _check_that_it_has_ended(self) -> None:
+        assert (self.guard.generation, self.guard.running is None) != (1, False)
+
+    async def call_cancellers(self) -> None:
+        for canceller in self.guard.cancellers(1):
+            canceller()
+
+    async def cancel(self) -> None:
+        self.guard.cancel(1)
+
+    async def lift_shields(self) -> None:
+        self.guard.cancel(1, lift_shields=True)
+
+    async def strike(self) -> None:
+        self._struck.clear()
+        self.guard.begin_end(1, EndReason.INTERRUPTED)
+        await some_steps(2)
+        self._struck.set()
+        self.guard.strike(1)
+
+    async def strike_each_once(self) -> None:
+        self._struck.clear()
+        self.guard.begin_end(1, EndReason.INTERRUPTED)
+        await some_steps(2)
+        self._struck.set()
+        while not self.guard.strike_each_once(1):  # noqa: ASYNC110 -- as the ladder does
+            await trio.sleep(0.01)
+
+    async def close(self) -> None:
+        self.closing = True
+        self.guard.close(EndReason.DELETED)
+        generation = self.guard.generation
+        if self.guard.running is not None:
+            ended = self.guard.begin_end(generation, EndReason.DELETED)
+            self.guard.cancel(generation)
+            if ended is not None:
+                await ended.wait()
+        assert self.guard.running is None
+        self.has_closed = True
+        self.guard.strike_leftovers()
+
+
+_ENDING = (
+    *(_Ender.watch, _Ender.begin_end, _Ender.call_cancellers, _Ender.cancel, _Ender.lift_shields),
+    *(_Ender.strike, _Ender.strike_each_once, _Ender.close),
+)
+
+
+@pytest.mark.parametrize("end", _ENDING, ids=lambda end: end.__name__)
+@explore_schedules(300, preempt=["trio_subshells.kernel._guard"])
+async def test_a_cell_is_ended_and_not_the_next_one(
+    end: Callable[[_Ender], Awaitable[None]],
+) -> None:
+    ender = _Ender()
+    guard = ender.guard
+    ended_by: set[EndReason] = set()
+
+    async def runs() -> None:
+        for what, cell in enumerate((ender.runs_first, ender.runs_second, ender.runs_first), 1):
+            try:
+                await guard.run(cell, what=what, raiser=ender.raiser)
+                assert cell == ender.runs_first
+            except ValueError:
+                assert cell == ender.runs_second
+            except CellEnded as ended:
+                ended_by.add(ended.reason)
+                assert ender.closing or what == 1
+            assert not ender.raiser.is_pending, "to be raised when the cell has ended"
+
+    async def ends() -> None:
+        if end is not _Ender.close:
+            await ender.begun.wait()
+        ender.coming.set()
+        await end(ender)
+
+    await in_threads(runs=runs, ends=ends)
+    assert ended_by <= {EndReason.DELETED if ender.closing else EndReason.INTERRUPTED}
+    assert (guard.closed is not None) == ender.closing
+    if ender.closing:
+        with pytest.raises(CellEnded):
+            await guard.run(ender.runs_first, what=9, raiser=ender.raiser)
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+@explore_schedules(200, preempt=["trio_subshells.kernel._output"])
+async def test_whatever_is_written_is_sent() -> None:
+    """In time, in its order, and once; but not after the end."""
+    sent: list[str] = []
+    timers: list[OutputPort] = []
+    timed = Flag()
+    writing = ["a", "b"]
+
+    class Publisher:
+        def publish(self, frames: Sequence[bytes]) -> None:
+            content = json.loads(frames[-1])
+            sent.append(content.get("text") or content["execution_state"])
+
+    def later(output: OutputPort) -> None:
+        timers.append(output)
+        timed.set()
+
+    port = OutputPort(WireSession(b""), Publisher(), later)
+
+    async def writes(name: str) -> None:
+        for number in range(2):
+            port.stream("stdout", f"{name}{number}", None)
+            await trio.lowlevel.checkpoint()
+        port.status(f"({name})", None)
+        text = "".join(sent)
+        assert text.index(f"{name}0") < text.index(f"{name}1") < text.index(f"({name})")
+        port.stream("stdout", f"{name}2", None)
+        writing.remove(name)
+
+    async def tells_the_time() -> None:
+        while writing or timers:
+            await trio.sleep(0.01)
+            while timers:
+                timers.pop().time_is_up()
+
+    await in_threads(a=partial(writes, "a"), b=partial(writes, "b"), tells_the_time=tells_the_time)
+    everything = "".join(sent)
+    for name in "ab":
+        for text in (f"{name}0", f"{name}1", f"({name})", f"{name}2"):
+            assert everything.count(text) == 1
+    port.stream("stdout", "last", None)
+    port.close()
+    assert sent[-1] == "last"
+    port.stream("stdout", "late", None)
+    port.flush()
+    assert sent[-1] == "last"
+    statistics = port.statistics()
+    assert (statistics.messages, statistics.late) == (len(sent), 1)
+
+
+# ---------------------------------------------------------------------------------------- failures
+
+
+class _Lines(logging.Handler):
+    """How many failures have been told of; each line takes a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        assert isinstance(record.args, tuple)
+        self.told += record.args[1] if "more" in record.msg else 1  # type: ignore[operator]
+
+
+@explore_schedules(150, preempt=["trio_subshells.kernel._failures"])
+async def test_each_failure_is_told_of() -> None:
+    failures = Failures()
+    lines = _Lines()
+    log = logging.getLogger("trio_subshells.kernel")
+
+    async def fails() -> None:
+        for _ in range(2):
+            failures.add("a handler", ValueError("as was wanted"))
+            await trio.sleep(SUMMARY_INTERVAL)
+
+    async def tells() -> None:
+        with trio.move_on_after(math.inf) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(failures.tell)
+                await trio.sleep(4 * SUMMARY_INTERVAL)
+                scope.cancel()
+
+    log.addHandler(lines)
+    try:
+        await in_threads(one=fails, other=fails, tells=tells)
+    finally:
+        log.removeHandler(lines)
+    count = sum(entry.untold for entry in failures._entries.values())
+    assert lines.told + count == 4
+
+
+# ----------------------------------------------------------------------------------- whole kernels
+
+PLANS = 20
+
+
+async def carry_out(plan: Plan) -> None:
+    kernel = TaskProgramKernel() if plan.tasks else ProgramKernel()
+    if plan.most is not None:
+        kernel.max_subshells = plan.most
+    async with simulated_kernel(kernel) as under_test:
+        await use(under_test, plan)
+
+
+@pytest.mark.parametrize("number", range(PLANS))
+def test_random_use_of_a_kernel_that_is_preempted(number: int) -> None:
+    plan = make_plan(number)
+    try:
+        explore(
+            carry_out,
+            plan,
+            schedules=10,
+            max_steps=30_000,
+            preempt=["trio_subshells.kernel", "trio_subshells.actors"],
+        )
+    except ScheduleFailed as failed:
+        failed.add_note(str(plan))
+        raise
