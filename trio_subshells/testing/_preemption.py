@@ -29,6 +29,7 @@ import math
 import random
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType, ModuleType, TracebackType
@@ -91,57 +92,32 @@ class Preemption:
     """
 
     def __init__(self, modules: Sequence[ModuleType | str]) -> None:
-        names = [each if isinstance(each, str) else each.__name__ for each in modules]
-        self._modules = _modules(names)
-        self._places: list[str] = []
-        self._beside_locks: set[int] = set()
-        self._compiled: list[tuple[ModuleType, dict[tuple[str, int], CodeType]]] = []
-        for module in self._modules:
-            first = len(self._places)
-            instrument, codes = _compile(module, first)
-            self._places += instrument.places
-            self._beside_locks |= instrument.beside_locks
-            self._compiled.append((module, codes))
-        self._numbers = {place: number for number, place in enumerate(self._places)}
+        self._code = _code_of(
+            [each if isinstance(each, str) else each.__name__ for each in modules]
+        )
         self._most: dict[int, int] = {}
         self._decks: tuple[list[int], list[int]] = ([], [])
-
-    def start(self) -> None:
-        """Forget what was learned."""
-        self._most.clear()
-        for deck in self._decks:
-            deck.clear()
 
     @property
     def reached(self) -> dict[str, int]:
         """The places that were reached so far, and how many times in one schedule at most."""
-        return {self._places[number]: most for number, most in self._most.items()}
+        return {self._code.places[number]: most for number, most in self._most.items()}
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Exchange the code of the modules' functions, and put it back at the end."""
-        codes = {id(vars(module)): codes for module, codes in self._compiled}
-        changed: list[tuple[FunctionType, CodeType]] = []
-        for module in self._modules:
+        code = self._code
+        for module in code.modules:
             vars(module)[_STOP] = _go_on
             vars(module)[_LOCK] = _lock_of
-        for function in [each for each in gc.get_objects() if type(each) is FunctionType]:
-            known = codes.get(id(function.__globals__))
-            if known is None:
-                continue
-            code = function.__code__
-            other = known.get((code.co_qualname, code.co_firstlineno))
-            if other is not None and other.co_freevars == code.co_freevars:
-                changed.append((function, code))
-                # What `types.coroutine` has made of it is in its flags.
-                iterable = code.co_flags & inspect.CO_ITERABLE_COROUTINE
-                function.__code__ = other.replace(co_flags=other.co_flags | iterable)
+        for function, _, other in code.functions:
+            function.__code__ = other
         try:
             yield
         finally:
-            for function, code in changed:
-                function.__code__ = code
-            for module in self._modules:
+            for function, own, _ in code.functions:
+                function.__code__ = own
+            for module in code.modules:
                 vars(module)[_STOP] = _go_on
 
     def _draw(self, rng: random.Random) -> list[Stop]:
@@ -153,11 +129,11 @@ class Preemption:
                 number = self._deal(rng)
                 # Rather early than late: what begins is mostly what is done only once.
                 times = 1 + int(self._most[number] * rng.random() ** 2)
-                stops.append(Stop(self._places[number], times))
+                stops.append(Stop(self._code.places[number], times))
         return stops
 
     def _deal(self, rng: random.Random) -> int:
-        beside_locks = self._beside_locks.intersection(self._most)
+        beside_locks = self._code.beside_locks.intersection(self._most)
         at_lock = bool(beside_locks) and rng.random() < 0.5
         deck = self._decks[at_lock]
         if not deck:
@@ -184,11 +160,12 @@ class Preemption:
             stops = [*stops, *self._draw(rng)]
         wanted: dict[int, list[Stop]] = {}
         for stop in stops:
-            if stop.place in self._numbers:
-                wanted.setdefault(self._numbers[stop.place], []).append(stop)
-        watch = _Watch(simulation, wanted, self._places)
+            number = self._code.numbers.get(stop.place)
+            if number is not None:
+                wanted.setdefault(number, []).append(stop)
+        watch = _Watch(simulation, wanted, self._code.places)
         simulation.locks = watch.locks
-        for module in self._modules:
+        for module in self._code.modules:
             vars(module)[_STOP] = watch.reached
 
         def learn() -> None:
@@ -370,20 +347,75 @@ def _modules(names: Sequence[str]) -> list[ModuleType]:
     return list(found.values())
 
 
-def _compile(module: ModuleType, first: int) -> tuple[_Instrument, dict[tuple[str, int], CodeType]]:
-    """Compile a module's functions with calls where a thread may be stopped.
+@attrs.frozen(eq=False)
+class _Code:
+    """Modules that have been compiled anew.
 
-    Returns what knows these places, which are numbered from `first` on, and the functions' code.
+    Attributes:
+        modules: which.
+        places: where threads may be stopped in them.
+        numbers: the position of each of these.
+        beside_locks: the positions of those where something like a lock is taken.
+        functions: those of the modules, each with its own code and with the other.
     """
+
+    modules: list[ModuleType]
+    places: list[str]
+    numbers: dict[str, int]
+    beside_locks: set[int]
+    functions: list[tuple[FunctionType, CodeType, CodeType]]
+
+
+_codes: dict[tuple[str, ...], _Code] = {}
+"""Of the names that were given: small tests explore often."""
+
+
+def _code_of(names: Sequence[str]) -> _Code:
+    modules = _modules(names)
+    known = _codes.get(tuple(names))
+    if known is None or known.modules != modules:
+        known = _codes[tuple(names)] = _compile(modules)
+    return known
+
+
+def _compile(modules: list[ModuleType]) -> _Code:
+    """Compile modules with calls where a thread may be stopped."""
+    short = Counter(_short(each.__name__) for each in modules)
+    places: list[str] = []
+    beside_locks: set[int] = set()
+    codes: dict[int, dict[tuple[str, int], CodeType]] = {}
+    for module in modules:
+        name = _short(module.__name__)
+        instrument = _Instrument(name if short[name] == 1 else module.__name__, len(places))
+        codes[id(vars(module))] = _functions(_compile_module(module, instrument))
+        places += instrument.places
+        beside_locks |= instrument.beside_locks
+    functions = []
+    for function in [each for each in gc.get_objects() if type(each) is FunctionType]:
+        own = function.__code__
+        known = codes.get(id(function.__globals__), {})
+        other = known.get((own.co_qualname, own.co_firstlineno))
+        if other is not None and other.co_freevars == own.co_freevars:
+            # What `types.coroutine` has made of it is in its flags.
+            iterable = own.co_flags & inspect.CO_ITERABLE_COROUTINE
+            functions.append((function, own, other.replace(co_flags=other.co_flags | iterable)))
+    numbers = {place: number for number, place in enumerate(places)}
+    return _Code(modules, places, numbers, beside_locks, functions)
+
+
+def _compile_module(module: ModuleType, instrument: _Instrument) -> CodeType:
     assert module.__file__ is not None
     path = inspect.getsourcefile(module) or module.__file__
     source = "".join(linecache.getlines(path, vars(module)))
     if not source:
         raise ValueError(f"there is no source of {module.__name__!r} to be read: {path!r}")
-    instrument = _Instrument(_short(module.__name__), first)
-    tree = instrument.visit(ast.parse(source, path))
-    code = compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
-    codes: dict[tuple[str, int], CodeType] = {}
+    tree = ast.fix_missing_locations(instrument.visit(ast.parse(source, path)))
+    return compile(tree, path, "exec", dont_inherit=True)
+
+
+def _functions(code: CodeType) -> dict[tuple[str, int], CodeType]:
+    """The code of all functions in a module's, by what is known of them elsewhere."""
+    found: dict[tuple[str, int], CodeType] = {}
     twice: set[tuple[str, int]] = set()
     todo = [code]
     while todo:
@@ -391,12 +423,12 @@ def _compile(module: ModuleType, first: int) -> tuple[_Instrument, dict[tuple[st
             if isinstance(each, CodeType):
                 todo.append(each)
                 key = each.co_qualname, each.co_firstlineno
-                if key in codes:
+                if key in found:
                     twice.add(key)
-                codes[key] = each
+                found[key] = each
     for key in twice:  # several lambdas in a line
-        del codes[key]
-    return instrument, codes
+        del found[key]
+    return found
 
 
 def _short(module: str) -> str:
