@@ -19,6 +19,8 @@ PLANS: Final = int(os.environ.get("TRIO_SUBSHELLS_PLANS", "250"))
 SCHEDULES: Final = 10
 """For each plan."""
 
+PREEMPTED: Final = ("trio_subshells.actors", "trio_subshells.kernel")
+
 
 async def carry_out(plan: Plan) -> None:
     kernel = TaskProgramKernel() if plan.tasks else ProgramKernel()
@@ -32,7 +34,7 @@ async def carry_out(plan: Plan) -> None:
 def test_random_use(number: int) -> None:
     plan = make_plan(number)
     try:
-        explore(carry_out, plan, schedules=SCHEDULES, max_steps=30_000)
+        explore(carry_out, plan, schedules=SCHEDULES, max_steps=30_000, preempt=PREEMPTED)
     except ScheduleFailed as failed:
         failed.add_note(str(plan))
         raise
