@@ -887,6 +887,8 @@ class Recorder(_simulation.Recorder):
             self._step.rows.append(Row(None, [Taken(request)]))
         kind = "status" if state or msg_type == "execute_input" else "publish"
         text = _publication(msg_type, content)
+        if state == "idle" and request.text.startswith("comm_"):
+            self.serving.pop(request, None)  # there is no reply to these
         if state and (request, state) in self._states:
             text, kind = f"{text}{ONCE_MORE}", "publish"
         self._states.add((request, state))
@@ -1063,7 +1065,7 @@ class Recorder(_simulation.Recorder):
         if self._simulation is None:
             return None
         if not is_users_file(file, details=self.details) and file not in self._watched:
-            if not is_ours(file):
+            if not file.startswith(_REPLYING):
                 return None
             frame.f_trace_lines = False
             return self._trace_inside
@@ -1076,7 +1078,7 @@ class Recorder(_simulation.Recorder):
         return _Lines(self, watched=not is_users_file(file, details=self.details))
 
     def _trace_inside(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
-        """In our own code, only note where an exception comes up: a reply may tell of it."""
+        """In a kernel's own code, only note where an exception comes up: a reply may tell of it."""
         if event == "exception" and self._active and isinstance(arg[1], Exception):
             error = arg[1]
             if id(error) != self._last_raised and not isinstance(error, _PASSING):
@@ -1293,6 +1295,7 @@ _LIBRARIES: Final = _library_roots()
 _PACKAGE: Final = str(Path(__file__).parent.parent) + os.sep
 _ACTORS: Final = f"{_PACKAGE}actors{os.sep}"
 _TESTING: Final = f"{_PACKAGE}testing{os.sep}"
+_REPLYING: Final = tuple(f"{_PACKAGE}{name}{os.sep}" for name in ("kernel", "ipython"))
 _MACHINERY: Final = tuple(
     f"{_PACKAGE}{name}{os.sep}" for name in ("kernel", "ipython", "sockets", "wire", "testing")
 )

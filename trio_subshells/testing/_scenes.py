@@ -558,8 +558,9 @@ def _both_heard(one: Line, other: Line) -> bool:
 def _kept(recorder: Recorder, step: Step, about: Row | None) -> tuple[str, str]:
     """What had to wait: a turn that can be told of, or words."""
     instead = step.instead or ""
-    if not instead and step.inside and step.instead_of not in {"", step.thread}:
-        return "", f"thread {_last_part(step.instead_of)} does"
+    if not instead and step.instead_of not in {"", step.thread}:
+        does = "does" if step.inside else "sees to what others have brought it"
+        return "", f"thread {_last_part(step.instead_of)} {does}"
     if delivery := is_delivery(instead):
         sender, where = delivery.groups()
         sender = _last_part(recorder.owner(sender))
