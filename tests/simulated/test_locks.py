@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import outcome
@@ -22,35 +22,7 @@ from trio_subshells.testing import explore_schedules
 from trio_subshells.wire import WireSession
 
 from .kernels import Flag
-
-
-class _Caller(actors.Actor):
-    def __init__(self, function: Callable[[], Awaitable[object]]) -> None:
-        self._function = function
-
-    async def run(self, mailbox: actors.Mailbox) -> None:
-        await self._function()
-
-
-async def in_threads(**functions: Callable[[], Awaitable[object]]) -> None:
-    """Call async functions, each in a thread of its own, from when all threads are there."""
-    go = Flag()
-
-    def waiting(function: Callable[[], Awaitable[object]]) -> _Caller:
-        async def call() -> None:
-            await go.wait()
-            await function()
-
-        return _Caller(call)
-
-    async with actors.open_system() as system:
-        refs = [
-            await system.spawn(waiting(function), name=name, host=actors.ThreadHost())
-            for name, function in functions.items()
-        ]
-        go.set()
-        for ref in refs:
-            await ref.watch()
+from .threads import Caller, in_threads
 
 
 # ------------------------------------------------------------------------------------------ actors
@@ -89,7 +61,7 @@ async def test_who_has_seen_an_actor_end_is_refused() -> None:
     watching = Flag()
 
     async with actors.open_system() as system:
-        ref = await system.spawn(_Caller(watching.wait), name="ends")
+        ref = await system.spawn(Caller(watching.wait), name="ends")
 
         async def tells() -> None:
             watching.set()
@@ -97,7 +69,7 @@ async def test_who_has_seen_an_actor_end_is_refused() -> None:
             with pytest.raises(actors.ActorTerminated):
                 ref.tell_nowait("anything")
 
-        teller = await system.spawn(_Caller(tells), name="tells", host=actors.ThreadHost())
+        teller = await system.spawn(Caller(tells), name="tells", host=actors.ThreadHost())
         await teller.watch()
 
 
@@ -106,13 +78,13 @@ async def test_whoever_watches_is_told_of_the_end() -> None:
     watching = Flag()
 
     async with actors.open_system() as system:
-        ref = await system.spawn(_Caller(watching.wait), name="ends")
+        ref = await system.spawn(Caller(watching.wait), name="ends")
 
         async def watches() -> None:
             watching.set()
             assert (await ref.watch()).state is actors.ActorState.FINISHED
 
-        watcher = await system.spawn(_Caller(watches), name="watches", host=actors.ThreadHost())
+        watcher = await system.spawn(Caller(watches), name="watches", host=actors.ThreadHost())
         await watcher.watch()
 
 
@@ -133,7 +105,7 @@ async def test_a_receiver_that_falls_asleep_is_woken() -> None:
 @explore_schedules(300, preempt=[_hosts])
 async def test_a_cancellation_reaches_a_thread_that_is_about_to_start() -> None:
     async def spawn() -> None:
-        await system.spawn(_Caller(trio.sleep_forever), name="idle", host=actors.ThreadHost())
+        await system.spawn(Caller(trio.sleep_forever), name="idle", host=actors.ThreadHost())
 
     async with actors.open_system() as system, trio.open_nursery() as nursery:
         nursery.start_soon(spawn)
