@@ -24,7 +24,6 @@ from trio_subshells.wire import WireSession
 from .kernels import Flag
 from .threads import Caller, in_threads
 
-
 # ------------------------------------------------------------------------------------------ actors
 
 
