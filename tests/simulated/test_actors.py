@@ -191,6 +191,17 @@ async def test_an_ask_that_is_given_up_wants_no_reply(host: actors.Host) -> None
         assert await ref.ask("is it still waited for?", timeout=math.inf) is False
 
 
+@in_a_task_and_in_a_thread
+@explore_schedules(40)
+async def test_an_ask_is_given_up_in_time_though_the_mailbox_is_full(host: actors.Host) -> None:
+    async with actors.open_system() as system:
+        ref = await system.spawn(Idle(), name="idle", capacity=1, host=host)
+        await ref.tell("what fills the mailbox")
+        with pytest.raises(actors.AskTimeout):
+            await ref.ask("anything", timeout=1)
+        assert ref.statistics().mailbox.senders_waiting == 0
+
+
 # ---------------------------------------------------------------------------------- life and end
 
 

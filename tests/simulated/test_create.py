@@ -9,6 +9,7 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import SubshellState, TooManySubshells
+from trio_subshells.kernel._ladder import SHUTDOWN_TIMEOUT
 from trio_subshells.testing import explore_schedules, simulated_kernel
 
 from .kernels import Flag, WordsKernel, check
@@ -134,6 +135,17 @@ async def test_what_could_not_be_started_takes_no_room() -> None:
         kernel.network.descriptors = 100
         await kernel.create_subshell()
         assert (await kernel.client.control("create_subshell_request")).status == "error"
+        await check(kernel.client)
+
+
+@explore_schedules(30, lag=0)
+async def test_what_could_not_be_started_is_not_waited_for() -> None:
+    async with simulated_kernel(WordsKernel(), descriptors=0) as kernel:
+        refused = await kernel.client.control("create_subshell_request")
+        assert refused.ename == "TooManySubshells"
+        start = trio.current_time()
+        await kernel.shutdown()
+        assert trio.current_time() - start < SHUTDOWN_TIMEOUT
         await check(kernel.client)
 
 

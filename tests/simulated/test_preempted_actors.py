@@ -21,6 +21,8 @@ from trio_subshells.actors import ActorState, Promise
 from trio_subshells.actors._promise import BlockingPromise
 from trio_subshells.actors._queue import Queue
 from trio_subshells.actors._transport import TrioBell
+from trio_subshells.sockets import InprocTransport, open_context
+from trio_subshells.sockets._transport import InprocBell
 from trio_subshells.testing import explore_schedules
 
 from .kernels import Flag
@@ -250,6 +252,39 @@ async def test_a_cancelled_wait_takes_no_ring() -> None:
     assert scope.cancelled_caught
     await bell.wait()
     bell.close()
+
+
+@explore_schedules(150, preempt=["trio_subshells.sockets._transport"])
+async def test_a_bell_that_is_closed_is_forgotten() -> None:
+    """By whoever rings it meanwhile, at the next ring of another."""
+    bells: list[InprocBell] = []
+    are_there, is_closed, are_rung = Flag(), Flag(), Flag()
+
+    with open_context() as context:
+        transport = InprocTransport(context)
+
+        async def closes() -> None:
+            bells.extend([transport.open_bell(), transport.open_bell()])
+            are_there.set()
+            await some_steps(1)
+            bells[0].close()
+            is_closed.set()
+            await bells[1].wait()
+            await are_rung.wait()
+            bells[1].close()
+
+        async def rings() -> None:
+            with transport.attach():
+                await are_there.wait()
+                bells[0].ring()
+                await is_closed.wait()
+                bells[1].ring()
+                ringer = transport._ringer()
+                assert ringer is not None
+                assert list(ringer._pushes) == bells[1:]
+            are_rung.set()
+
+        await in_threads(closes=closes, rings=rings)
 
 
 # ------------------------------------------------------------------------------- life and its end
