@@ -224,3 +224,6 @@ def test_what_takes_place_is_not_told_as_if_it_were_a_task() -> None:
     delayed = Switch(step, "", None, None, begun=True, delayed="this takes place: the door opens")
     words = "here main goes on before this takes place: the door opens"
     assert switch_words(scene, delayed) == words
+    step.holds = True
+    held = f"{words}; that is held back until nothing else can happen"
+    assert switch_words(scene, delayed) == held

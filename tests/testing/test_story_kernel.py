@@ -14,7 +14,7 @@ from trio_subshells.kernel import _control, _stdin
 from trio_subshells.kernel._subshell import Subshell
 from trio_subshells.testing import ProtocolViolation, check_protocol, simulated_kernel
 
-from .stories import CountingKernel, report_of
+from .stories import CountingKernel, report_of, scene_of
 
 
 async def one_cell() -> None:
@@ -293,6 +293,10 @@ def test_a_kernels_task_that_owes_an_answer_is_told(monkeypatch: pytest.MonkeyPa
             await kernel.client.control("shutdown_request", restart=False)
 
     monkeypatch.setattr(_control.ControlHandler, "_end_all", end)
+    scene = scene_of(body, details=True)
+    assert [each.what for each in scene.waiting if each.what] == [
+        each.what for each in scene.waiting[:2]
+    ]
     lines = report_of(body).text.splitlines()
     (line,) = [line for line in lines if line.startswith("  control waits at kernel/_control.py:")]
     assert line.endswith("(serves shutdown)")

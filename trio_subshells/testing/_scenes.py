@@ -56,6 +56,7 @@ _NEAR: Final = 50.0
 _NAMED: Final = 30.0
 _HOME: Final = 20.0
 _MOST_SWITCHES: Final = 8
+_MOST_IN_ORDER: Final = 6
 _MOST_BEFORE: Final = 4
 _MOST_AFTER: Final = 4
 _MOST_MEANWHILE: Final = 8
@@ -256,6 +257,8 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
     items = tuple(_choose(everything, weights, most))
     named = {step.turn for step in recorder.steps if step.turn}
     waiting = tuple(_waiting(recorder)) if stuck else ()
+    if len(waiting) > _MOST_IN_ORDER:  # who waits for something that is known is told first
+        waiting = tuple(sorted(waiting, key=lambda each: not each.what))
     told = tuple(
         attrs.evolve(each, turn=recorder.owner(each.turn))
         for each in waiting

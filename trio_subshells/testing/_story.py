@@ -598,7 +598,7 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         held = "which is held back until nothing else can happen"
         return f"{goes_on}, {held}; {kept} {_next_words(switch)}"
     if not kept and step.holds and delayed:
-        return f"{went_on}, which is held back until nothing else can happen"
+        return f"{went_on}; that is held back until nothing else can happen"
     if not kept:
         return went_on if delayed else f"{went_on}, sooner than usual"
     return f"{went_on}, which {_next_words(switch)}"
