@@ -71,6 +71,9 @@ ONCE_MORE: Final = " once more"
 CANCELLED: Final = "is cancelled"
 """What is said of an await that ends so."""
 
+_MOST_WATCHED: Final = 600
+"""The same where our own code's lines are noted, most of which are dropped afterwards."""
+
 KERNEL: Final = "kernel"
 """The name of a simulated kernel's first thread; those that it starts are named after it."""
 
@@ -1134,7 +1137,7 @@ class _Lines:
     def _line(self, frame: FrameType) -> None:
         rows = self._recorder._step.rows
         place = _place_of(frame)
-        if len(rows) >= _MOST_LINES:
+        if len(rows) >= (_MOST_WATCHED if self._recorder._watched else _MOST_LINES):
             rows.pop(len(rows) // 2)
         leaves = self._number > place.line and place.code.startswith("with ")
         self._number = place.line

@@ -409,16 +409,13 @@ def _around_stop(steps: Sequence[Step], stopping: Step, who: str, place: Place) 
     if later is not None:
         start = next((i for i, row in enumerate(later.rows) if row.place == place), 0)
         theirs += [row for row in later.rows[start:] if is_in_function(row)][:_MOST_AFTER]
-    names = frozenset[str]().union(*(_attributes_in(row.place.code) for row in theirs if row.place))
+    names = frozenset[str]().union(*(_shared_in(row) for row in theirs))
     end = later.number if later is not None else len(steps)
     others = [
         row
         for step in steps[number:end]
         for row in step.rows
-        if row.watched
-        and row.place is not None
-        and of in {0, row.of}
-        and names & _attributes_in(row.place.code)
+        if row.watched and of in {0, row.of} and names & _shared_in(row)
     ]
     return {*theirs, *others[:_MOST_MEANWHILE]}
 
@@ -835,9 +832,10 @@ def _names(items: Iterable[Item]) -> frozenset[str]:
     return frozenset(found - {"self", "trio", "lowlevel", "checkpoint"})
 
 
-@cache
-def _attributes_in(code: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\.(\w+)", code))
+def _shared_in(row: Row) -> frozenset[str]:
+    """The attributes that a line is about; a lock is not what it is about."""
+    code = row.place.code if row.place is not None else ""
+    return frozenset() if code.startswith("with ") else frozenset(re.findall(r"\.(\w+)", code))
 
 
 @cache
