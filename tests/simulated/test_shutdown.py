@@ -182,3 +182,46 @@ async def test_a_kernel_that_dies_answers_everything() -> None:
                 assert (await queued.done()).status == "aborted"
             assert (await creating.done()).ename in {"KernelDied", "RuntimeError"}
             await check(client)
+
+
+@explore_schedules(60)
+async def test_a_kernel_that_dies_ends_who_waits_for_another_cell() -> None:
+    dies, begun = Flag(), Flag()
+    said: list[str] = []
+
+    class Dying(WordsKernel):
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+            async with trio.open_nursery() as nursery:
+                if info.is_main:
+                    nursery.start_soon(self.die)
+                yield
+                nursery.cancel_scope.cancel()
+
+        async def die(self) -> None:
+            await dies.wait()
+            raise ValueError("as was wanted")
+
+    words = Dying()
+
+    @words.cell
+    async def outer(cell: ts.Cell) -> None:
+        subshells = await ts.current_kernel().subshells()
+        [other] = [each for key, each in subshells.items() if key not in (None, cell.subshell.id)]
+        await other.execute("inner", silent=True)
+        said.append("and on it goes")
+
+    @words.cell
+    async def inner(cell: ts.Cell) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    with pytest.raises(ValueError, match="as was wanted"):
+        async with simulated_kernel(words) as kernel:
+            await kernel.create_subshell()
+            cell = kernel.client.execute_soon("outer", subshell=await kernel.create_subshell())
+            await begun.wait()
+            dies.set()
+            assert (await cell.done()).ename == "KernelDied"
+            await check(kernel.client)
+    assert not said

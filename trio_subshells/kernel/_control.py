@@ -524,6 +524,8 @@ class ControlHandler(Actor):
         stuck: list[str] = []
 
         async def end(life: SubshellLife) -> None:
+            if life.guards.closed is None:
+                life.guards.close(EndReason.DIED)
             with suppress(ActorTerminated):
                 await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
             life.ref.cancel()
@@ -540,9 +542,6 @@ class ControlHandler(Actor):
             with suppress(ActorTerminated):
                 await self._shell.ask(last, timeout=math.inf)
 
-        for life in self._lives.values():
-            if life.guards.closed is None:
-                life.guards.close(EndReason.DIED)
         async with trio.open_nursery() as nursery:
             for life in self._lives.values():
                 nursery.start_soon(end, life)

@@ -482,15 +482,14 @@ class CellGuard:
                 self._hit_in = self.ends
         return all(struck)
 
-    def cancel_if_ending(self, generation: int) -> bool:
-        """Rung 1, if that cell is to end, by itself; returns whether it is.
+    def cancel_if_ending(self, generation: int) -> None:
+        """Rung 1, by the cell itself, if it is to end.
 
         In a trio loop. The ladder has told the cell's loop so, too, or does it at this moment.
         """
         ending = self._reason is not None and self._is_running(generation)
         if ending and trio.lowlevel.current_trio_token() is self._token:
             self._scope.cancel()
-        return ending
 
     def strike_leftovers(self) -> None:
         """Strike whatever cells have left running, once no other cell starts."""
@@ -647,12 +646,13 @@ def is_about_to_end() -> bool:
 
 
 async def checkpoint_if_ending() -> None:
-    """For a cell that has got what it waited for: if it is to end, it ends here.
+    """For a cell that has got what it waited for: if it is to end, or its kernel, it ends here.
 
     That may be why it has got it: when several cells are to end, one of them may wait for another.
     """
     cell = _cell.get()
-    if cell is not None and cell.guard.cancel_if_ending(cell.generation):
+    if cell is not None:
+        cell.guard.cancel_if_ending(cell.generation)
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
