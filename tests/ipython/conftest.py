@@ -16,6 +16,7 @@ import trio
 from trio_subshells.ipython import IPythonKernel
 from trio_subshells.kernel import Cell, CellError, SubshellInfo
 from trio_subshells.kernel._guard import CellGuard
+from trio_subshells.kernel._output import Outlet
 from trio_subshells.wire import Header
 
 _numbers = count()
@@ -31,10 +32,12 @@ class Recorder:
     prompts: list[tuple[str, bool]] = attrs.field(factory=list)
     is_inherited: bool = False
 
-    def stream(self, name: str, text: str, parent: Header) -> None:
+    def stream(self, name: str, text: str, parent: Header, outlet: Outlet) -> None:
         self.published.append(("stream", parent.msg_id, {"name": name, "text": text}))
 
-    def publish(self, msg_type: str, content: Any, *, parent: Header, **rest: Any) -> None:
+    def publish(
+        self, msg_type: str, content: Any, *, parent: Header, outlet: Outlet, **rest: Any
+    ) -> None:
         self.published.append((msg_type, parent.msg_id, {**content, **rest}))
 
     def flush(self) -> None:
@@ -96,11 +99,10 @@ class Shell:
         cell = Cell(
             content={"code": code, **content},
             metadata={},
-            header=Header(msg_id, "execute_request"),
             execution_count=self.count,
             subshell=self.info,
             state=self.state,
-            output=self.recorder,
+            outlet=Outlet(self.recorder, Header(msg_id, "execute_request")),
             prompter=self.recorder,
             guard=CellGuard(),
         )

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import trio_subshells as ts
-from trio_subshells.kernel import _control, serve
+from trio_subshells.kernel import DropCount, DropReason, _control, serve
 from trio_subshells.testing import Client, Exchange
 from trio_subshells.wire import ConnectionInfo
 
@@ -207,6 +207,46 @@ async def test_a_cell_that_its_timeout_can_t_end_is_answered() -> None:
         await kernel.comms.wait()
         await _works_again(at.client, subshell_id)
         await _nothing_more(at.client, cell)
+
+
+async def test_what_a_cell_says_after_it_was_given_up_is_dropped_and_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kernel = Stuck()
+    show, shown = Flag(), Flag()
+    threads: list[threading.Thread] = []
+
+    @kernel.cell
+    def start(cell: ts.Cell) -> None:
+        def work() -> None:
+            show.block()
+            for number in range(100):
+                cell.display({"text/plain": f"{number}"})
+                cell.stdout(f"{number}\n")
+            shown.set()
+
+        threads.append(threading.Thread(target=work))
+        threads[0].start()
+        kernel.go.block()
+
+    async with served(kernel) as at:
+        subshell_id = await at.client.create_subshell()
+        cell = at.client.request(
+            "execute_request", {"code": "start"}, subshell=subshell_id, metadata=TIMEOUT
+        )
+        assert (await cell.done()).ename == "CellTimeout"
+        show.set()
+        await shown.wait()
+        dropped: list[DropCount] = []
+        while sum(each.count for each in dropped) < 200:
+            dropped = list((await at.running.statistics()).dropped)
+        assert dropped == [DropCount("iopub", DropReason.GIVEN_UP, 200)]
+        kernel.go.set()
+        await _works_again(at.client, subshell_id)
+        assert types(cell) == ["execute_input", "error"]
+    threads[0].join()
+    told = [each.message for each in caplog.records if "that was given up" in each.message]
+    assert 1 <= len(told) <= 2  # the first, and those that came later in one more line
 
 
 async def test_what_does_not_stop_on_error_isn_t_aborted_but_refused() -> None:

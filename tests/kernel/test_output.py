@@ -11,7 +11,7 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import _output
-from trio_subshells.kernel._output import LARGEST_GATHERED, OutputPort
+from trio_subshells.kernel._output import LARGEST_GATHERED, Outlet, OutputPort
 from trio_subshells.wire import EncodeError, Message, WireSession
 
 from .helpers import CellsKernel, Flag, served, types
@@ -180,6 +180,42 @@ def test_what_comes_after_the_end_is_dropped_and_counted(
     port.stream("stdout", "b\n", PARENT)
     assert len(published.frames) == 1
     assert port.statistics() == _output.OutputStatistics(messages=1, late=2)
+
+
+def test_what_comes_from_a_shut_outlet_is_dropped_and_told_once(
+    port: OutputPort, published: Published, timers: list[OutputPort], clock: list[float]
+) -> None:
+    shut, other = Outlet(port, PARENT), Outlet(port, OTHER)
+    shut.stream("stdout", "before")
+    assert timers == [port]
+    shut.shut()
+    assert port.status("idle", PARENT)
+    assert timers.pop().time_is_up() == 0
+    for outlet in (shut, shut.inner()):
+        outlet.publish("display_data", {})
+        outlet.stream("stderr", "after\n")
+    other.publish("display_data", {})
+    messages = published.messages()
+    assert [each.header.msg_type for each in messages] == ["stream", "status", "display_data"]
+    assert messages[-1].parent_header == OTHER
+    assert timers == [port]
+    assert [port.time_is_up(), port.time_is_up()] == [4, 0]
+    assert port.statistics() == _output.OutputStatistics(messages=3, late=4)
+
+
+def test_an_inner_outlet_is_shut_alone(port: OutputPort, published: Published) -> None:
+    outer = Outlet(port, PARENT)
+    inner = outer.inner()
+    inner.shut()
+    inner.publish("display_data", {})
+    outer.publish("clear_output", {})
+    assert [each.header.msg_type for each in published.messages()] == ["clear_output"]
+
+
+def test_who_publishes_learns_whether_it_was(port: OutputPort) -> None:
+    assert port.status("busy", PARENT)
+    port.close()
+    assert not port.status("idle", PARENT)
 
 
 def test_topics(port: OutputPort, published: Published) -> None:

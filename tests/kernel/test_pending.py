@@ -6,30 +6,40 @@ import threading
 
 import pytest
 
+from trio_subshells.kernel._output import OutputPort
 from trio_subshells.kernel._pending import AnswerRight, Stage
+from trio_subshells.wire import WireSession
+
+
+class _Nobody:
+    def publish(self, frames: object) -> None:
+        raise AssertionError("nothing is published here")
+
+
+PORT = OutputPort(WireSession(b""), _Nobody(), lambda port: None)
 
 
 def test_what_was_begun_is_settled_by_whoever_serves_it() -> None:
     right = AnswerRight()
-    assert right.begin()
+    assert right.begin(PORT)
     right.begun()
     assert right.settle()
     assert not right.settle()
-    assert not right.begin()
+    assert not right.begin(PORT)
     assert right.give_up() is None
 
 
 def test_what_waits_can_be_given_up_and_is_not_served_then() -> None:
     right = AnswerRight()
     assert right.give_up() is Stage.WAITING
-    assert not right.begin()
+    assert not right.begin(PORT)
     right.begun()
     assert not right.settle()
 
 
 def test_what_is_served_can_be_given_up_and_is_not_answered_then() -> None:
     right = AnswerRight()
-    right.begin()
+    right.begin(PORT)
     right.begun()
     assert right.give_up() is Stage.SERVED
     assert right.give_up() is None
@@ -38,7 +48,7 @@ def test_what_is_served_can_be_given_up_and_is_not_answered_then() -> None:
 
 def test_nobody_gives_up_what_is_just_being_begun() -> None:
     right = AnswerRight()
-    right.begin()
+    right.begin(PORT)
     assert right.give_up() is None
     right.begun()
     assert right.settle()
@@ -49,14 +59,14 @@ def test_of_all_who_want_to_answer_one_does(begun: bool) -> None:
     for _ in range(300):
         right = AnswerRight()
         if begun:
-            right.begin()
+            right.begin(PORT)
             right.begun()
         barrier = threading.Barrier(3)
         got: list[str] = []
 
         def serve(right: AnswerRight, barrier: threading.Barrier, got: list[str]) -> None:
             barrier.wait()
-            if (begun or right.begin()) and right.settle():
+            if (begun or right.begin(PORT)) and right.settle():
                 got.append("subshell")
 
         def give_up(right: AnswerRight, barrier: threading.Barrier, got: list[str]) -> None:

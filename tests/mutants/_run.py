@@ -116,7 +116,7 @@ class _Watch:
         for name in self._others:
             with (
                 _exploring_by(name),
-                mock.patch.object(_explore, "shrink", lambda found, *_: found),
+                mock.patch.object(_explore, "shrink", lambda found, *_, **__: found),
                 mock.patch.object(_explore, "make_report", return_value=None),
             ):
                 start = time.process_time()

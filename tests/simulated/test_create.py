@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import trio
 
 import trio_subshells as ts
+from trio_subshells.actors import ActorTerminated
 from trio_subshells.kernel import SubshellState, TooManySubshells
 from trio_subshells.kernel._ladder import SHUTDOWN_TIMEOUT
 from trio_subshells.testing import explore_schedules, simulated_kernel
@@ -203,3 +204,29 @@ async def test_creates_are_served_in_their_order() -> None:
         ids = [(await create.reply()).content["subshell_id"] for create in creates]
         assert await kernel.subshells() == ids
         await check(kernel.client)
+
+
+@explore_schedules(100)
+async def test_a_shutdown_waits_for_what_a_handle_has_begun_to_start() -> None:
+    """Nobody on the control channel waits for an answer, which would have come after that."""
+    async with simulated_kernel(WordsKernel()) as kernel, trio.open_nursery() as nursery:
+
+        async def create() -> None:
+            with suppress(RuntimeError, ActorTerminated):  # the kernel is shutting down
+                await kernel.running.create_subshell()
+
+        for _ in range(2):
+            nursery.start_soon(create)
+        assert (await kernel.shutdown()).status == "ok"
+        assert not any("subshell" in name for name in kernel.threads)
+        await check(kernel.client)
+
+
+@explore_schedules(40)
+async def test_a_create_in_progress_is_answered_though_the_control_handler_fails() -> None:
+    async with simulated_kernel(SlowToCome()) as kernel:
+        create = kernel.client.control_soon("create_subshell_request")
+        await create.busy()
+        kernel.faults.fail_actor("control")
+        kernel.client.control_soon("list_subshell_request")  # that it has something to do
+        await create.done()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from unittest import mock
 
 import outcome
 import pytest
@@ -128,10 +129,15 @@ class _NoRaiser:
         """There is nothing."""
 
 
+def _no_port() -> OutputPort:
+    """For requests of which nothing is said."""
+    return OutputPort(WireSession(b""), mock.Mock(), mock.Mock())
+
+
 @explore_schedules(300, preempt=[_pending])
 async def test_one_of_two_has_the_right_to_answer() -> None:
     right = AnswerRight()
-    assert right.begin()
+    assert right.begin(_no_port())
     right.begun()
     have: list[bool] = []
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from contextvars import Context
+
 import trio
 
 import trio_subshells as ts
+from trio_subshells.kernel import _output
+from trio_subshells.kernel._output import Outlet, OutputPort
 from trio_subshells.testing import explore_schedules, simulated_kernel
+from trio_subshells.wire import WireSession
 
-from .kernels import WordsKernel, check
+from .kernels import Flag, WordsKernel, call_into_c, check
+from .threads import in_threads
 
 
 @explore_schedules(100)
@@ -73,3 +81,124 @@ async def test_each_cell_has_its_own_output() -> None:
         assert (await second.done()).status == "ok"
         assert second.text() == "second " * 4
         assert set(first.text().split()) <= {"first"}
+
+
+@explore_schedules(100)
+async def test_what_a_cell_executes_elsewhere_is_its_output_too() -> None:
+    """Two shells publish it, and clients hear it in the order in which it was said."""
+    words = WordsKernel()
+
+    @words.cell
+    async def elsewhere(cell: ts.Cell) -> None:
+        cell.stdout("before ")
+        async with ts.spawn_subshell() as subshell:
+            await subshell.execute("inner")
+            cell.stdout(" between ")
+            await subshell.execute("inner")
+        cell.stdout(" after")
+
+    async with simulated_kernel(words) as kernel:
+        cell = kernel.client.execute_soon("elsewhere")
+        assert (await cell.done()).status == "ok"
+        assert cell.text() == "before inner between inner after"
+        await trio.sleep(1)  # whatever comes after idle has come
+        await check(kernel.client)
+
+
+@explore_schedules(100)
+async def test_a_cell_that_was_given_up_says_nothing_more() -> None:
+    """Neither by itself, nor by what it executes elsewhere, nor by what it has left behind."""
+
+    class Haunted(WordsKernel):
+        def subshell(self, info: ts.SubshellInfo):
+            return trio.open_nursery()
+
+    words = Haunted()
+    inner_goes_on, returned = Flag(), Flag()
+    refused: list[str] = []
+
+    @words.cell
+    async def inner(cell: ts.Cell) -> None:
+        inner_goes_on.set()
+        await trio.sleep(10)
+        cell.stdout("late\n")
+
+    @words.cell
+    async def sticks(cell: ts.Cell) -> None:
+        async def ask() -> None:
+            await returned.wait()
+            try:
+                await cell.input("late? ")
+            except ts.InputNotAllowed as error:
+                refused.append(str(error))
+
+        Context().run(cell.state.start_soon, ask)  # it is no piece of the cell, to be struck
+        async with trio.open_nursery() as nursery, ts.spawn_subshell() as subshell:
+            nursery.start_soon(subshell.execute, "inner")
+            await inner_goes_on.wait()
+            call_into_c(20)
+            returned.set()
+            cell.stdout("late\n")
+            cell.display({"text/plain": "late"})
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        stuck = client.execute_soon("sticks", timeout=1, stop_on_error=False)
+        assert (await stuck.done()).ename == "CellTimeout"
+        await trio.sleep(60)
+        assert (await client.execute("say")).status == "ok"
+        assert len(refused) == returned.is_set()
+        await check(client)
+
+
+@explore_schedules(100)
+async def test_what_is_executed_elsewhere_and_given_up_says_nothing_more() -> None:
+    """But the cell that has executed it goes on."""
+    words = WordsKernel()
+
+    @words.cell
+    def sticks(cell: ts.Cell) -> None:
+        cell.stdout("begun ")
+        call_into_c(20)
+        cell.stdout("late ")
+
+    @words.cell
+    async def elsewhere(cell: ts.Cell) -> None:
+        async with ts.spawn_subshell() as subshell:
+            assert (await subshell.execute("sticks", timeout=1)).ename == "CellTimeout"
+            cell.stdout("given up ")
+            await trio.sleep(60)
+            assert (await subshell.execute("again")).status == "ok"
+
+    async with simulated_kernel(words) as kernel:
+        cell = kernel.client.execute_soon("elsewhere")
+        assert (await cell.done()).status == "ok"
+        assert cell.text() == "begun given up again"
+        await check(kernel.client)
+
+
+@explore_schedules(300, preempt=[_output])
+async def test_idle_is_the_last_that_is_heard_of_who_was_given_up() -> None:
+    said: list[str] = []
+
+    class Publisher:
+        def publish(self, frames: Sequence[bytes]) -> None:
+            said.append(json.loads(frames[-1]).get("execution_state", "output"))
+
+    session = WireSession(b"")
+    port = OutputPort(session, Publisher(), lambda port: None)
+    outlet = Outlet(port, session.header("execute_request"))
+
+    async def goes_on() -> None:
+        for _ in range(2):
+            outlet.publish("display_data", {})
+            outlet.stream("stdout", "a line\n")
+            await trio.lowlevel.checkpoint()
+
+    async def gives_up() -> None:
+        outlet.shut()
+        port.status("idle", outlet.parent)
+
+    await in_threads(goes_on=goes_on, gives_up=gives_up)
+    port.flush()
+    assert said[-1] == "idle"

@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from unittest import mock
 
 import pytest
 import trio
@@ -39,7 +40,7 @@ class _Party:
         self._right = right
 
     def serve(self) -> bool:
-        if not self._right.begin():
+        if not self._right.begin(mock.create_autospec(OutputPort)):
             return False
         self._right.begun()
         return self._right.settle()

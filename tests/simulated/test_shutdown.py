@@ -225,3 +225,54 @@ async def test_a_kernel_that_dies_ends_who_waits_for_another_cell() -> None:
             assert (await cell.done()).ename == "KernelDied"
             await check(kernel.client)
     assert not said
+
+
+@explore_schedules(100)
+async def test_what_is_in_progress_is_answered_before_the_shutdown() -> None:
+    class SlowToSetUp(WordsKernel):
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+            if self.executed:
+                await trio.sleep(1)
+            yield
+
+    async with simulated_kernel(SlowToSetUp()) as kernel:
+        client = kernel.client
+        subshells = [await kernel.create_subshell() for _ in range(2)]
+        cells = [client.execute_soon("wait", subshell=each) for each in subshells]
+        for cell in cells:
+            await cell.output("execute_input")
+        in_progress = [
+            client.control_soon("delete_subshell_request", subshell_id=subshells[0]),
+            client.control_soon("create_subshell_request"),
+            client.control_soon("interrupt_request", subshell_id=subshells[1]),
+            client.control_soon("create_subshell_request"),
+            client.control_soon("delete_subshell_request", subshell_id=subshells[0]),
+        ]
+        stopping = client.control_soon("shutdown_request", restart=False)
+        assert (await stopping.done()).status == "ok"
+        await kernel.wait_closed()
+        await check(client)
+        for each in in_progress:
+            assert answered_before(client, each, stopping)
+            # All was ended in time: so what became of it is known.
+            assert (await each.reply()).ename in {None, "UnknownSubshell", "RuntimeError"}
+
+
+@explore_schedules(60)
+async def test_a_kernel_that_is_cancelled_as_it_starts_ends_in_good_order() -> None:
+    """Its main shell serves already what has come early."""
+    words = SlowToStart()
+    network = Network(the_simulation())
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, words, network, scope)
+        await words.starting.wait()
+        async with early_client(network) as client:
+            running, queued = client.execute_soon("wait"), client.execute_soon("next")
+            await client.request("kernel_info_request").reply()
+            words.started.set()
+            await running.output("execute_input")
+            scope.cancel()
+            assert (await running.done()).ename == "KernelShutdown"
+            assert (await queued.done()).status == "aborted"

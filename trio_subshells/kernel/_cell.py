@@ -12,7 +12,7 @@ from ._types import InputNotAllowed, Json, MimeBundle, SubshellInfo
 
 if TYPE_CHECKING:
     from ._guard import CellGuard
-    from ._output import OutputPort
+    from ._output import Outlet
     from ._stdin import Prompter
 
 
@@ -20,7 +20,8 @@ class Cell:
     """One execution, from its ``execute_request`` to its reply.
 
     Publishing is synchronous and never blocks: it may be done from any thread, and after the cell
-    has ended too (what a background task prints still goes to its cell). Asking for input waits.
+    has ended too (what a background task prints still goes to its cell). Only of a cell that could
+    not be ended, and was given up, nothing is heard any more. Asking for input waits.
 
     Of a silent cell nothing is published, as the protocol wants it.
 
@@ -42,11 +43,10 @@ class Cell:
         *,
         content: Json,
         metadata: Json,
-        header: Header,
         execution_count: int,
         subshell: SubshellInfo,
         state: Any,
-        output: OutputPort,
+        outlet: Outlet,
         prompter: Prompter,
         guard: CellGuard,
     ) -> None:
@@ -56,12 +56,12 @@ class Cell:
         self.allow_stdin: bool = content.get("allow_stdin", True)
         self.user_expressions: Mapping[str, str] = content.get("user_expressions") or {}
         self.metadata = metadata
-        self.header = header
+        self.header: Header = outlet.parent
         self.execution_count = execution_count
         self.subshell = subshell
         self.state = state
         self.payload: list[Mapping[str, Any]] = []
-        self._output = output
+        self._outlet = outlet
         self._prompter = prompter
         self._guard = guard
 
@@ -87,7 +87,7 @@ class Cell:
             raise TypeError(f"a stream takes str, not {type(text).__name__}")
         if text and not self.silent:
             with protected():
-                self._output.stream(name, text, self.header)
+                self._outlet.stream(name, text)
 
     def display(
         self,
@@ -163,9 +163,7 @@ class Cell:
         if self.silent:
             return
         with protected():
-            self._output.publish(
-                msg_type, content, parent=self.header, metadata=metadata, buffers=buffers
-            )
+            self._outlet.publish(msg_type, content, metadata=metadata, buffers=buffers)
 
     # -------------------------------------------------------------------------------- asking
 
@@ -206,13 +204,13 @@ class Cell:
                 "input was asked for, but the client that sent this request can't give any "
                 "(allow_stdin is false)"
             )
-        if self._output.is_inherited:
+        if self._outlet.port.is_inherited:
             raise InputNotAllowed(
                 "input was asked for in a forked child process, but only its parent has a client"
             )
         if not self.silent:
             with protected():
-                self._output.flush()
+                self._outlet.port.flush()
 
     # -------------------------------------------------------------------------- cancellation
 

@@ -119,6 +119,7 @@ class ControlHandler(Actor):
         self._starting = AsyncValue(0)  # how many subshells, which aren't in `_lives` yet
         self._shutting_down = False
         self._failed = False
+        self._answered = trio.lowlevel.ParkingLot()  # who waits until requests are answered
         self._ended = trio.Event()
 
     async def run(self, mailbox: Mailbox) -> None:
@@ -226,7 +227,7 @@ class ControlHandler(Actor):
             pending: its place in the table.
             started: called when the subshell that it asks for has been started, or couldn't be.
         """
-        if not pending.right.begin():  # the kernel ends, and it has been answered
+        if not pending.right.begin(self._output):  # the kernel ends, and it has been answered
             started()
             return
         self._output.status("busy", envelope.header)
@@ -240,6 +241,7 @@ class ControlHandler(Actor):
             content = error_content(type(error).__name__, text_of(error))
         started()
         self._pending.answer_begun(pending, content)
+        self._answered.unpark_all()
         if pending.msg_type == "shutdown_request" and self._shutting_down:
             self._on_shutdown()
 
@@ -504,7 +506,10 @@ class ControlHandler(Actor):
             await self._shell.ask(
                 GiveUp(None, _given_up(reason, SubshellInfo(None))), timeout=math.inf
             )
-        if not all(joined):
+        if all(joined):
+            with trio.move_on_after(timeout):
+                await self._await_answers()
+        else:
             names = [life.info.name for life in self._lives.values()]
             if self._starting.value:
                 names.append("a subshell that is being started")
@@ -512,9 +517,18 @@ class ControlHandler(Actor):
                 "the kernel shuts down although these can't be ended: %s",
                 ", ".join(names) or "main",
             )
-            self._answer_what_is_left(but="shutdown_request")
             self._nursery.start_soon(self._on_unjoinable, int(self._failed))
+        self._answer_what_is_left(but="shutdown_request")
         self._ended.set()
+
+    async def _await_answers(self) -> None:
+        """Everything has ended, and with it what is in progress: wait until that is answered.
+
+        What comes meanwhile isn't waited for: somebody may go on asking for ever.
+        """
+        asked = [each for each in self._pending if each.msg_type != "shutdown_request"]
+        while any(each in self._pending for each in asked):
+            await self._answered.park()
 
     async def _end_after_failure(self, failure: BaseException | None) -> None:
         """The kernel ends, but not by a shutdown: an actor has failed, perhaps this one.

@@ -42,6 +42,8 @@ class DropReason(enum.StrEnum):
     NOT_READ = "not_read"
     """Something for a client that doesn't read what it is sent. On iopub: everything that waited
     for such a client, which counts as one, or an output that came when too much was waiting."""
+    GIVEN_UP = "given_up"
+    """Output of a cell that could not be ended, and was given up: it came after the cell's idle."""
 
 
 @attrs.frozen

@@ -167,7 +167,7 @@ class IOThread(Actor):
 
         kernel_info = describe(kernel)
         iopub = await supervisor.spawn(
-            IOPub(session, publisher), name="iopub", capacity=1000, on_failure=Restart()
+            IOPub(session, publisher, drops), name="iopub", capacity=1000, on_failure=Restart()
         )
         output = OutputPort(session, publisher, lambda port: iopub.tell_nowait(FlushLater(port)))
         stdin = await supervisor.spawn(

@@ -13,6 +13,7 @@ import trio
 from ..actors import Actor, Letter, Mailbox
 from ..sockets import Subscription
 from ..wire import WireSession
+from ._drops import DropReason, Drops
 from ._messages import AwaitSubscriber, FlushLater
 from ._output import GATHERING_TIME, FramesPublisher, OutputPort
 
@@ -30,11 +31,15 @@ class IOPub(Actor):
     Args:
         session: makes the welcomes.
         publisher: sends them, and tells who has subscribed.
+        drops: what was dropped on any channel.
     """
 
-    def __init__(self, session: WireSession, publisher: SubscriptionsPublisher) -> None:
+    def __init__(
+        self, session: WireSession, publisher: SubscriptionsPublisher, drops: Drops
+    ) -> None:
         self._session = session
         self._publisher = publisher
+        self._drops = drops
         # These survive a restart of this actor.
         self._to_flush: set[OutputPort] = set()
         self._waiting: list[Letter] = []
@@ -89,4 +94,7 @@ class IOPub(Actor):
     async def _flush_in_time(self, output: OutputPort) -> None:
         await trio.sleep(GATHERING_TIME)
         self._to_flush.discard(output)
-        output.time_is_up()
+        dropped = output.time_is_up()
+        if dropped:
+            what = "output of a cell that was given up: it has come after the cell's idle"
+            self._drops.add("iopub", DropReason.GIVEN_UP, what, dropped)

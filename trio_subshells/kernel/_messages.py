@@ -7,7 +7,7 @@ Who understands what::
                                   GiveUp──▶ shell channel
     subshell ──Prompt──▶ stdin channel
     subshell ──FlushLater──▶ iopub
-    subshell ──Dropped, Returned──▶ shell channel
+    subshell ──Dropped, Returned, AreYouDone──▶ shell channel
     subshell handle ──Submit──▶ shell channel
     subshell handle ──Create, Delete, Interrupt──▶ control handler
     control handler ──Spawn──▶ nest
@@ -25,13 +25,13 @@ import attrs
 import trio
 
 from ..actors import ActorRef, Host
-from ..wire import Channel, Envelope, Header, MalformedReason, Message
+from ..wire import Channel, Envelope, MalformedReason, Message
 from ._ladder import INTERRUPT_TIMEOUT
 
 if TYPE_CHECKING:
     from ._guard import CellGuard
     from ._life import SubshellLife
-    from ._output import OutputPort
+    from ._output import Outlet, OutputPort
     from ._pending import AnswerRight
     from ._subshell import Subshell
     from ._types import SubshellInfo
@@ -94,14 +94,14 @@ class Work:
     Attributes:
         key: the shell channel's own number for it.
         request: what was received, or made by a handle.
-        output_parent: whose child its output is; usually the request itself.
+        outer: of the cell that executes it, if one does: what it publishes is that cell's.
         right: to answer it.
         internal: the answer goes to a handle in this process.
     """
 
     key: int
     request: Envelope | Message
-    output_parent: Header
+    outer: Outlet | None
     right: AnswerRight
     internal: bool = False
 
@@ -149,10 +149,15 @@ class CountDrops:
 
 @attrs.frozen
 class Submit:
-    """Asked by a handle: serve this request; answered with the reply's content."""
+    """Asked by a handle: serve this request; answered with the reply's content.
+
+    Attributes:
+        request: what to serve.
+        outer: of the cell that asks, if it is one: what is published is that cell's.
+    """
 
     request: Message
-    output_parent: Header
+    outer: Outlet | None
 
 
 @attrs.frozen
@@ -199,6 +204,14 @@ class Returned:
 
     subshell_id: str | None
     key: int
+
+
+@attrs.frozen
+class AreYouDone:
+    """Asked by a subshell that has ended: answered when nothing is said on its behalf any more.
+
+    What is answered on its behalf is published through its port, which must stay open meanwhile.
+    """
 
 
 @attrs.frozen
@@ -323,7 +336,7 @@ class Prompt:
     """Asked by a cell: get a line of text from the client; answered with the text."""
 
     idents: tuple[bytes, ...]
-    parent: Header
+    outlet: Outlet
     text: str
     password: bool
 
@@ -335,6 +348,6 @@ class AwaitSubscriber:
 
 @attrs.frozen
 class FlushLater:
-    """Told by an output port: call its `flush` when the gathering time is over."""
+    """Told by an output port: call its `time_is_up` when the gathering time is over."""
 
     output: OutputPort

@@ -157,8 +157,10 @@ async def open_kernel(
                 )
                 await main.ask(AreYouReady(), timeout=math.inf)
                 running._main = SubshellLife(SubshellInfo(None), main, guards)
-                await parts.control.ask(Adopt(running._main, wiring), timeout=math.inf)
                 try:
+                    # Shielded, as from here on cells run. It takes but a moment.
+                    with trio.CancelScope(shield=True):
+                        await parts.control.ask(Adopt(running._main, wiring), timeout=math.inf)
                     yield running
                 finally:
                     await _shut_down(parts.control)

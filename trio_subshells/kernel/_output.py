@@ -9,6 +9,11 @@ A line is sent at once if nothing was sent for a while; what follows soon after 
 `GATHERING_TIME` and sent in one message, and so is a line's beginning. A cell that prints a hundred
 thousand lines so costs some dozens of messages, and the first line is seen at once.
 
+What has one parent goes through one port, whoever says it: the port of the shell that has said
+``busy``. So a cell that another one executes elsewhere publishes through that one's (`Outlet`), and
+who answers on behalf of a subshell does it through the subshell's. For two ports have no order:
+what one publishes may overtake what another has published before it.
+
 In a child process that a cell has forked, none of this is touched: the lock may be held for ever.
 """
 
@@ -45,11 +50,65 @@ class OutputStatistics:
 
     Attributes:
         messages: sent so far.
-        late: messages that came after the subshell's end, and were dropped.
+        late: what came after the subshell's end, or of a cell that was given up, and was dropped.
     """
 
     messages: int
     late: int
+
+
+class Outlet:
+    """A cell's way into a port. Shut once the cell is given up: it may go on, and is not heard.
+
+    Args:
+        port: where it leads.
+        parent: of all that is published through it.
+        outer: of the cell that executes this one: what says nothing, says nothing by others.
+    """
+
+    __slots__ = ("_outer", "_shut", "parent", "port")
+
+    def __init__(self, port: OutputPort, parent: Header, outer: Outlet | None = None) -> None:
+        self.port = port
+        self.parent = parent
+        self._outer = outer
+        self._shut = False
+
+    def inner(self) -> Outlet:
+        """For a cell that this one's executes elsewhere."""
+        return Outlet(self.port, self.parent, self)
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nothing gets through any more."""
+        return self._shut or (self._outer is not None and self._outer.is_shut)
+
+    def shut(self) -> None:
+        """Let nothing through from now on. From any thread."""
+        with self.port._lock:  # what is being published comes before what follows
+            self._shut = True
+
+    def stream(self, name: str, text: str) -> None:
+        """`OutputPort.stream`."""
+        self.port.stream(name, text, self.parent, self)
+
+    def publish(
+        self,
+        msg_type: str,
+        content: Json,
+        *,
+        metadata: Json | None = None,
+        buffers: Sequence[Buffer] = (),
+    ) -> None:
+        """`OutputPort.publish`."""
+        self.port.publish(
+            msg_type,
+            content,
+            parent=self.parent,
+            metadata=metadata,
+            buffers=buffers,
+            outlet=self,
+        )
 
 
 class OutputPort:
@@ -58,8 +117,9 @@ class OutputPort:
     Args:
         session: makes the messages.
         publisher: sends them.
-        flush_later: called, from any thread, when there is text to be sent after `GATHERING_TIME`:
-            somebody should call `time_is_up` then. Until that, it isn't called again.
+        flush_later: called, from any thread, when there is text to be sent after `GATHERING_TIME`,
+            or something to be told: somebody should call `time_is_up` then. Until that, it isn't
+            called again.
     """
 
     def __init__(
@@ -86,6 +146,7 @@ class OutputPort:
         self._sent_at = -1.0
         self._messages = 0
         self._late = 0
+        self._untold = 0
 
     @property
     def is_inherited(self) -> bool:
@@ -100,14 +161,23 @@ class OutputPort:
         parent: Header | None,
         metadata: Json | None = None,
         buffers: Sequence[Buffer] = (),
-    ) -> None:
-        """Publish a message, after what has been published before.
+        outlet: Outlet | None = None,
+    ) -> bool:
+        """Publish a message, after what has been published before; returns whether it was.
+
+        Args:
+            msg_type: its type.
+            content: its content.
+            parent: whose child it is.
+            metadata: its metadata.
+            buffers: binary data.
+            outlet: that it comes from, if it does.
 
         Raises:
             trio_subshells.wire.EncodeError: the content can't be turned into JSON.
         """
         if self.is_inherited:
-            return
+            return False
         frames = self._session.serialize(
             msg_type,
             content,
@@ -117,14 +187,21 @@ class OutputPort:
             idents=(self._topic + msg_type.encode(),),
         )
         with self._lock:
-            self._flush()
-            self._send(frames)
+            if outlet is None or not outlet.is_shut:
+                self._flush()
+                return self._send(frames)
+            timed = self._drop()
+        if not timed:
+            self._flush_later(self)
+        return False
 
-    def status(self, state: str, parent: Header | None) -> None:
-        """Publish ``busy`` or ``idle``."""
-        self.publish("status", {"execution_state": state}, parent=parent)
+    def status(self, state: str, parent: Header | None) -> bool:
+        """Publish ``busy`` or ``idle``; returns whether it was."""
+        return self.publish("status", {"execution_state": state}, parent=parent)
 
-    def stream(self, name: str, text: str, parent: Header | None) -> None:
+    def stream(
+        self, name: str, text: str, parent: Header | None, outlet: Outlet | None = None
+    ) -> None:
         """Publish text on ``stdout`` or ``stderr``, together with what else is written soon.
 
         A forked child writes it to its own.
@@ -133,30 +210,44 @@ class OutputPort:
             write_own(name, text)
             return
         with self._lock:
-            if self._text and (self._stream != name or self._parent is not parent):
-                self._flush()
-            self._text.append(text)
-            self._length += len(text)
-            self._stream, self._parent = name, parent
-            quiet = time.monotonic() - self._sent_at >= GATHERING_TIME
-            if self._length >= LARGEST_GATHERED or (quiet and text.endswith("\n")):
-                self._flush()
-                return
-            timed, self._timed = self._timed, True
+            if outlet is not None and outlet.is_shut:
+                timed = self._drop()
+            else:
+                if self._text and (self._stream != name or self._parent is not parent):
+                    self._flush()
+                self._text.append(text)
+                self._length += len(text)
+                self._stream, self._parent = name, parent
+                quiet = time.monotonic() - self._sent_at >= GATHERING_TIME
+                if self._length >= LARGEST_GATHERED or (quiet and text.endswith("\n")):
+                    self._flush()
+                    return
+                timed, self._timed = self._timed, True
         if not timed:
             self._flush_later(self)
 
-    def time_is_up(self) -> None:
+    def _drop(self) -> bool:
+        """Under the lock: count what isn't let through; returns whether a timer runs already."""
+        self._late += 1
+        self._untold += 1
+        timed, self._timed = self._timed, True
+        return timed
+
+    def time_is_up(self) -> int:
         """`GATHERING_TIME` has passed since ``flush_later`` was called. From any thread.
 
         What the streams have gathered since then may be younger than that: it is sent, too. So one
         timer at a time is enough, however many short cells there are in that time.
+
+        Returns how many outputs were dropped, since the last time, of cells that were given up.
         """
         if self.is_inherited:
-            return
+            return 0
         with self._lock:
             self._timed = False
             self._flush()
+            untold, self._untold = self._untold, 0
+        return untold
 
     def flush(self) -> None:
         """Send what the streams have gathered. From any thread."""
@@ -181,14 +272,14 @@ class OutputPort:
             )
         )
 
-    def _send(self, frames: list[bytes]) -> None:
+    def _send(self, frames: list[bytes]) -> bool:
         """Under the lock. What comes in while a message is being sent is sent after it."""
         if self._closed:
             self._late += 1
-            return
+            return False
         self._outbox.append(frames)
         if self._sending:
-            return
+            return True
         self._sending = True
         try:
             while self._outbox:
@@ -196,6 +287,7 @@ class OutputPort:
                 self._messages += 1
         finally:
             self._sending = False
+        return True
 
     def close(self) -> None:
         """Send what is left. What comes later, from threads that a cell left behind, is dropped."""

@@ -11,7 +11,8 @@ it has ended and left something. So the right to answer is a thing that is there
 
 The subshell begins and settles. Its channel gives up on its behalf, in another thread, at any
 moment; but not while the subshell is about to say ``busy``: for these few lines it is in no code
-but ours, and goes on to find out by itself that it is to end.
+but ours, and goes on to find out by itself that it is to end. What was begun through the subshell's
+`OutputPort` is ended through it, whoever does that: so ``idle`` comes last.
 
 The channel that has taken a request keeps it in its `PendingTable` until it is answered, and
 answers what is left there at its end. What a subshell has left when it has been joined is answered
@@ -29,9 +30,9 @@ from typing import Any
 import attrs
 
 from ..actors import Letter
-from ..wire import Envelope, Header, Message, WireSession
+from ..wire import Envelope, Message, WireSession
 from ._channels import COMM_TYPES, ClientSocket, reply_type
-from ._output import OutputPort
+from ._output import Outlet, OutputPort
 
 
 class Stage(enum.Enum):
@@ -49,11 +50,13 @@ class Execution:
 
     Attributes:
         count: its number.
+        outlet: what it publishes through.
         silent: nothing is published of it.
         stop_on_error: what is queued behind it is aborted if it fails.
     """
 
     count: int
+    outlet: Outlet
     silent: bool
     stop_on_error: bool
 
@@ -63,21 +66,28 @@ class AnswerRight:
 
     Attributes:
         execution: of an ``execute_request`` that is being served; written by its subshell.
+        output: through which clients are told, or about to be, that it is being served.
     """
 
-    __slots__ = ("_lock", "_stage", "execution")
+    __slots__ = ("_lock", "_stage", "execution", "output")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stage = Stage.WAITING
         self.execution: Execution | None = None
+        self.output: OutputPort | None = None
 
-    def begin(self) -> bool:
-        """The caller is about to serve it; false: it has been answered already."""
+    def begin(self, output: OutputPort) -> bool:
+        """The caller is about to serve it; false: it has been answered already.
+
+        Args:
+            output: through which it is going to say so.
+        """
         with self._lock:
             if self._stage is Stage.SETTLED:
                 return False
             self._stage = Stage.BEGINNING
+            self.output = output
             return True
 
     def begun(self) -> None:
@@ -114,7 +124,6 @@ class PendingRequest:
     Attributes:
         key: its number in the table.
         request: what was received, or made by a handle.
-        output_parent: whose child its output is; usually the request itself.
         subshell_id: of the subshell that it is for, if it is for one.
         letter: who asked, if it was a handle in this process.
         size: in bytes.
@@ -123,7 +132,6 @@ class PendingRequest:
 
     key: int
     request: Envelope | Message
-    output_parent: Header
     subshell_id: str | None = None
     letter: Letter | None = None
     size: int = 0
@@ -163,11 +171,13 @@ class PendingTable:
         """What is in it now; it may change meanwhile."""
         return iter(list(self._pending.values()))
 
+    def __contains__(self, pending: PendingRequest) -> bool:
+        return pending.key in self._pending
+
     def enter(
         self,
         request: Envelope | Message,
         *,
-        output_parent: Header | None = None,
         subshell_id: str | None = None,
         letter: Letter | None = None,
     ) -> PendingRequest:
@@ -175,7 +185,6 @@ class PendingTable:
         pending = PendingRequest(
             next(self._keys),
             request,
-            output_parent or request.header,
             subshell_id,
             letter,
             request.size if isinstance(request, Envelope) else 0,
@@ -246,7 +255,8 @@ class PendingTable:
     def answer_begun(self, pending: PendingRequest, content: dict[str, Any]) -> None:
         """Answer for whoever has said ``busy``, and won't say anything any more.
 
-        The error of a cell is published, too, as it would be by the cell's subshell.
+        The error of a cell is published, too, as it would be by the cell's subshell; after that,
+        nothing more is published of the cell, whatever it does.
         """
         if self.strike_off(pending.key) is None:
             return
@@ -260,6 +270,9 @@ class PendingTable:
             }
             if content["status"] == "error" and not execution.silent:
                 shown = {key: content[key] for key in ("ename", "evalue", "traceback")}
-                self._output.publish("error", shown, parent=pending.output_parent)
+                execution.outlet.publish("error", shown)
+            execution.outlet.shut()
         self.reply(pending.request, content, pending.letter)
-        self._output.status("idle", pending.request.header)
+        header, output = pending.request.header, pending.right.output
+        if output is None or not output.status("idle", header):  # its port went with it
+            self._output.status("idle", header)

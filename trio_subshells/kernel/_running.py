@@ -22,7 +22,7 @@ from ..actors import (
     Supervisor,
     SystemStatistics,
 )
-from ..wire import ConnectionInfo, Header, WireSession
+from ..wire import ConnectionInfo, WireSession
 from ._drops import DropCount
 from ._errors import UnknownSubshell
 from ._guard import checkpoint_if_ending, protected
@@ -253,6 +253,7 @@ class SubshellHandle:
             raise ValueError(
                 f"give_up_after must be a positive number of seconds, not {give_up_after!r}"
             )
+        here = place.get(None)
         request = self._kernel._session.message(
             "execute_request",
             {
@@ -269,7 +270,8 @@ class SubshellHandle:
             subshell_id=self.id,
         )
         content = await self._kernel._ask(
-            self._kernel._parts.shell, Submit(request, _output_parent(request.header))
+            self._kernel._parts.shell,
+            Submit(request, None if here is None or here.cell is None else here.cell._outlet),
         )
         return ExecuteReply(content["status"], content)
 
@@ -301,12 +303,6 @@ class SubshellHandle:
 
     def __repr__(self) -> str:
         return f"<SubshellHandle {self._life.info.name} {self.state.value}>"
-
-
-def _output_parent(header: Header) -> Header:
-    """Whose child the output is: a cell's that executes code elsewhere, or the request's own."""
-    here = place.get(None)
-    return header if here is None or here.cell is None else here.cell.header
 
 
 def current_kernel() -> RunningKernel:

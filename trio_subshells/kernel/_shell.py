@@ -27,7 +27,7 @@ import attrs
 import trio
 
 from ..actors import Actor, ActorRef, ActorTerminated, AskTimeout, Letter, Mailbox
-from ..wire import Envelope, Header, MalformedMessage, Message, WireSession
+from ..wire import Envelope, MalformedMessage, Message, WireSession
 from ._channels import (
     COMM_TYPES,
     REQUEST_TYPES,
@@ -43,6 +43,7 @@ from ._messages import (
     AbortPending,
     AddRoute,
     Answer,
+    AreYouDone,
     AwaitSubscriber,
     CountDrops,
     Dropped,
@@ -56,7 +57,7 @@ from ._messages import (
     ThatIsAll,
     Work,
 )
-from ._output import OutputPort
+from ._output import Outlet, OutputPort
 from ._pending import PendingRequest, PendingTable, Stage
 
 _log = logging.getLogger("trio_subshells.kernel")
@@ -196,8 +197,8 @@ class ShellChannel(Actor):
         match letter.message:
             case Answer() as answer:
                 self._answer(answer)
-            case Submit(request, output_parent):
-                self._pass_on(request, output_parent, letter)
+            case Submit(request, outer):
+                self._pass_on(request, outer, letter)
             case AddRoute(subshell_id, subshell):
                 self._routes[subshell_id] = subshell
                 if subshell_id is None:
@@ -225,6 +226,8 @@ class ShellChannel(Actor):
                     )
             case Dropped(reason, detail):
                 self._clients.drop(reason, detail)
+            case AreYouDone():
+                letter.reply()
             case CountDrops():
                 letter.reply(self._drops.counts())
 
@@ -278,7 +281,7 @@ class ShellChannel(Actor):
     def _take(self, envelope: Envelope, nursery: trio.Nursery) -> None:
         msg_type = envelope.header.msg_type
         if msg_type in REQUEST_TYPES or msg_type in COMM_TYPES:
-            self._pass_on(envelope, envelope.header, None)
+            self._pass_on(envelope, None, None)
         elif msg_type in self._known:
             self._serve_known(envelope)
         elif msg_type == "shutdown_request":
@@ -298,7 +301,7 @@ class ShellChannel(Actor):
         self._table.answer_here(request, content)
 
     def _pass_on(
-        self, request: Envelope | Message, output_parent: Header, letter: Letter | None
+        self, request: Envelope | Message, outer: Outlet | None, letter: Letter | None
     ) -> None:
         """Hand a request to its subshell; what can't be handed on is answered here."""
 
@@ -324,12 +327,10 @@ class ShellChannel(Actor):
                 self._clients.drop(DropReason.TOO_MANY, _too_many(subshell_id, queue))
             refuse(error_content("TooManyRequests", _too_many(subshell_id, queue)))
             return
-        pending = self._table.enter(
-            request, output_parent=output_parent, subshell_id=subshell_id, letter=letter
-        )
+        pending = self._table.enter(request, subshell_id=subshell_id, letter=letter)
         queue.pending[pending.key] = pending
         queue.size += pending.size
-        work = Work(pending.key, request, output_parent, pending.right, internal=letter is not None)
+        work = Work(pending.key, request, outer, pending.right, internal=letter is not None)
         if subshell_id is None and self._is_early(work):
             self._early.append(work)
             return
@@ -364,7 +365,7 @@ class ShellChannel(Actor):
             self._table.answer_here(request, error_content("MalformedMessage", error.detail))
             return
         pending = self._table.enter(request)
-        pending.right.begin()
+        pending.right.begin(self._output)
         self._output.status("busy", request.header)
         pending.right.begun()
         with suppress(ActorTerminated):  # then it has failed, and the kernel ends as well

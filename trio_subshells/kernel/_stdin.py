@@ -18,7 +18,9 @@ from ..wire import Header, MalformedMessage, WireSession
 from ._channels import ClientSocket
 from ._drops import DropReason
 from ._messages import Prompt
+from ._output import Outlet
 from ._raisers import like_the_users
+from ._types import InputNotAllowed
 
 
 @attrs.frozen
@@ -54,12 +56,15 @@ class StdinChannel(Actor):
             del asked[msg_id]  # its cell was interrupted meanwhile
         if not letter.wants_reply:
             return  # so was this one, and has been answered, perhaps: it must not ask any more
+        if prompt.outlet.is_shut:
+            letter.fail(InputNotAllowed("input was asked for by a cell that was given up before"))
+            return
         request = self._session.message(
             "input_request",
             {"prompt": prompt.text, "password": prompt.password},
-            parent=prompt.parent,
+            parent=prompt.outlet.parent,
             idents=prompt.idents,
-            subshell_id=prompt.parent.subshell_id,
+            subshell_id=prompt.outlet.parent.subshell_id,
         )
         asked[request.header.msg_id] = _Asked(letter, prompt)
         if not self._clients.send(self._session.serialize_message(request)):
@@ -93,7 +98,7 @@ def _belongs_to(
         if parent.msg_id in waiting:
             return parent.msg_id
         # Some clients' parent is the request whose cell asks.
-        mine = [key for key in waiting if asked[key].prompt.parent.msg_id == parent.msg_id]
+        mine = [key for key in waiting if asked[key].prompt.outlet.parent.msg_id == parent.msg_id]
     else:
         mine = [key for key in waiting if asked[key].prompt.idents == idents]
     return mine[0] if mine else None
@@ -109,13 +114,13 @@ class Prompter:
     Args:
         stdin: the actor.
         idents: the client.
-        parent: the request's header.
+        outlet: of the cell.
     """
 
-    def __init__(self, stdin: ActorRef, idents: tuple[bytes, ...], parent: Header) -> None:
+    def __init__(self, stdin: ActorRef, idents: tuple[bytes, ...], outlet: Outlet) -> None:
         self._stdin = stdin
         self._idents = idents
-        self._parent = parent
+        self._outlet = outlet
 
     async def ask(self, text: str, *, password: bool) -> str:
         """Ask the client; the prompt is withdrawn if this is cancelled."""
@@ -136,7 +141,7 @@ class Prompter:
         return answer
 
     def _prompt(self, text: str, password: bool) -> Prompt:
-        return Prompt(self._idents, self._parent, str(text), password)
+        return Prompt(self._idents, self._outlet, str(text), password)
 
 
 def _lost() -> ConnectionError:

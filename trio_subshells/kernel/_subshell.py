@@ -25,7 +25,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -44,6 +44,7 @@ from ._guard import CellEnded, EndReason, Raiser, SubshellGuards, drive_tasks, p
 from ._kernel import Kernel
 from ._messages import (
     Answer,
+    AreYouDone,
     AreYouReady,
     Dropped,
     Returned,
@@ -52,7 +53,7 @@ from ._messages import (
     WatchDeadline,
     Work,
 )
-from ._output import OutputPort
+from ._output import Outlet, OutputPort
 from ._pending import Execution
 from ._raisers import without_our_frames
 from ._requests import look_up, read_comm, read_execute, read_timeout
@@ -121,6 +122,7 @@ class Subshell(Actor):
         self._comms_taken = self._comms_served = 0
         self._serving: _Serving | None = None
         self._comm_served: Work | None = None
+        self._is_answered_for = False  # or was: something that was begun here
         self._all_is_there = trio.Event()
         self._count = 0
         self._executed: deque[HistoryEntry] = deque(maxlen=LONGEST_HISTORY)
@@ -138,6 +140,8 @@ class Subshell(Actor):
                     await self._live(mailbox)
             except BaseException as error:
                 self._answer_last(error)
+                if self._is_answered_for:
+                    await self._await_answers()
                 raise
             finally:
                 self._output.close()
@@ -170,7 +174,7 @@ class Subshell(Actor):
         cause = without_cancelled(error)
         if self._serving is not None:
             work = self._serving.work
-            if work.right.settle():
+            if self._settle(work):
                 self._serving.settled = True
                 if cause is None and not _loop_has_crashed():
                     content = self._ended_content(CellEnded(self._why_ended()), None, 0)
@@ -180,8 +184,20 @@ class Subshell(Actor):
                 self._answer(work, content)
             if self._serving.settled:
                 self._output.status("idle", work.request.header)
-        if self._comm_served is not None and self._comm_served.right.settle():
+        if self._comm_served is not None and self._settle(self._comm_served):
             self._output.status("idle", self._comm_served.request.header)
+
+    def _settle(self, work: Work) -> bool:
+        """Take the right to answer what has been begun here; false: it is answered without us."""
+        settled = work.right.settle()
+        if not settled:
+            self._is_answered_for = True
+        return settled
+
+    async def _await_answers(self) -> None:
+        """Who answers on this subshell's behalf may be about to say so, through its port."""
+        with trio.CancelScope(shield=True), suppress(ActorTerminated):
+            await self._wiring.shell.ask(AreYouDone(), timeout=math.inf)
 
     def _died_content(self, cause: BaseException | None) -> dict[str, Any]:
         ename = "KernelDied" if self._info.is_main else "SubshellDied"
@@ -230,7 +246,7 @@ class Subshell(Actor):
 
     async def _serve_one(self, work: Work) -> None:
         """Serve and answer, unless it has been answered on our behalf before or meanwhile."""
-        if not work.right.begin():
+        if not work.right.begin(self._output):
             return
         header = work.request.header
         self._serving = serving = _Serving(work)
@@ -238,7 +254,7 @@ class Subshell(Actor):
         work.right.begun()
         started = datetime.now(UTC).isoformat()
         content = await self._served(serving)  # if this raises, _answer_last does the rest
-        if not work.right.settle():
+        if not self._settle(work):
             self._serving = None
             await self._ask_shell(Returned(self._info.id, work.key))
             return
@@ -259,10 +275,10 @@ class Subshell(Actor):
 
     def _abort(self, work: Work) -> None:
         """Answer what won't be served."""
-        if not work.right.begin():
+        if not work.right.begin(self._output):
             return
         self._output.status("busy", work.request.header)
-        if work.right.settle():
+        if self._settle(work):
             self._answer(work, {"status": "aborted"})
             self._output.status("idle", work.request.header)
 
@@ -360,7 +376,9 @@ class Subshell(Actor):
         deadline = read_timeout(message)
         timeout = None if deadline is None else deadline[0]
         cell = serving.cell = self._make_cell(work, message)
-        work.right.execution = Execution(self._count, cell.silent, serving.stop_on_error)
+        work.right.execution = Execution(
+            self._count, cell._outlet, cell.silent, serving.stop_on_error
+        )
         place.set(Place(self._wiring.running, self._info, cell))
         started = time.monotonic()
         try:
@@ -378,7 +396,7 @@ class Subshell(Actor):
                 raise  # this subshell is ending: _served knows
             content = _error_of(error)
         else:
-            self._output.flush()
+            cell._outlet.port.flush()
             return {
                 "status": "ok",
                 "execution_count": self._count,
@@ -400,15 +418,18 @@ class Subshell(Actor):
         if content["store_history"] and not content["silent"]:
             self._count += 1
             self._executed.append(HistoryEntry(0, self._count, content["code"]))
+        if work.outer is None:
+            outlet = Outlet(self._output, work.request.header)
+        else:
+            outlet = work.outer.inner()
         return Cell(
             content=content,
             metadata=message.metadata,
-            header=work.output_parent,
             execution_count=self._count,
             subshell=self._info,
             state=self._state,
-            output=self._output,
-            prompter=Prompter(self._wiring.stdin, message.idents, work.output_parent),
+            outlet=outlet,
+            prompter=Prompter(self._wiring.stdin, message.idents, outlet),
             guard=self._guard,
         )
 
@@ -467,7 +488,7 @@ class Subshell(Actor):
                 await self._comms_wait.park()
                 continue
             work = self._comms.popleft()
-            if work.right.begin():
+            if work.right.begin(self._output):
                 await self._serve_comm(work)
             self._comms_served += 1
             self._requests_wait.unpark()
@@ -490,7 +511,7 @@ class Subshell(Actor):
         except BaseException as error:  # a handler's SystemExit is no reason to end, too
             if not _has_cancelled(error):  # else the checkpoint below says so again
                 failures.add(f"a {header.msg_type}", error)
-        if work.right.settle():
+        if self._settle(work):
             self._output.status("idle", header)
             self._tell_shell(Answer(work.key))
         self._comm_served = None

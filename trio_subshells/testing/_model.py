@@ -5,8 +5,7 @@ kernel as for a real one, whatever happened meanwhile: subshells deleted, cells 
 
 1. Every request has exactly one reply, of its type, on its channel; a comm message has none.
 2. For every request the kernel is busy once, then idle once; what is published for it comes in
-   between, unless its cell could not be ended and was given up. All clients hear the same, in the
-   same order.
+   between, whoever answers it. All clients hear the same, in the same order.
 3. A shell serves one request after the other, in the order of their arrival, and counts the cells
    that are to be counted: one further each.
 4. An execute request is aborted for a reason only: the one served before it in its shell has failed
@@ -20,7 +19,7 @@ kernel as for a real one, whatever happened meanwhile: subshells deleted, cells 
    that the subshell was asked has been answered; after it, there is nothing more of it.
 7. A prompt is its own client's, for a cell that allows it, and comes before that cell's reply.
 8. After a shutdown was asked for, a request may stay unanswered if it may never have arrived. What
-   a shell had begun before the shutdown is answered has been answered before that, too.
+   was begun before the shutdown is answered has been answered before that, too.
 
 Where the kernel's own order matters (in 6, 7 and 8) it is known in the simulator only.
 """
@@ -136,15 +135,6 @@ class _Request:
                 self.executed and self.ename not in _BY_OTHERS
             )
         return True
-
-    @property
-    def was_given_up(self) -> bool:
-        """Whether it was answered while its cell went on, as that could not be ended."""
-        return (
-            self.ename in _BY_OTHERS
-            and self.reply is not None
-            and "be ended: " in str(self.reply.content.get("evalue"))
-        )
 
     def was_asked_before_the_end_of(self, other: _Request) -> bool:
         """Whether it may have to do with how the other one has ended."""
@@ -267,7 +257,7 @@ class _History:
             yield f"{request} made the kernel {', '.join(states) or 'neither busy nor idle'}"
         if types and types[0] != "status":
             yield f"{request} has published {types[0]} before it was busy"
-        if len(states) == 2 and types[-1] != "status" and not request.was_given_up:
+        if len(states) == 2 and types[-1] != "status":
             yield f"{request} has published {types[-1]} after it was idle"
         if not request.executes or len(states) < 2:
             return
@@ -558,7 +548,7 @@ class _History:
         if first is None:
             return
         for request in self._requests:
-            if request.exchange.channel != "shell" or request.sent is None:
+            if request.type == "shutdown_request" or request.sent is None:
                 continue
             published = request.exchange.published
             busy = request.client.sent.get(published[0].header.msg_id) if published else None
