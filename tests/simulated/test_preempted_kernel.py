@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 import trio
 
+from trio_subshells.actors import Promise
 from trio_subshells.kernel._failures import SUMMARY_INTERVAL, Failures
 from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
 from trio_subshells.kernel._output import OutputPort
@@ -103,6 +104,7 @@ class _Ender:
         self.begun, self.coming = Flag(), Flag()
         self.closing = self.has_closed = False
         self._within_block = False
+        self._told: Promise[None] | None = None
         self._struck = threading.Event()
         """What the first cell blocks its thread for, if it is to be struck."""
         self._struck.set()
@@ -121,6 +123,7 @@ class _Ender:
     async def runs_second(self) -> None:
         """The second one, which fails by itself, and late."""
         assert not self.has_closed
+        assert self._told is None or self._told.resolved, "the first one has ended"
         await trio.sleep(1)
         raise ValueError("its own")
 
@@ -128,13 +131,13 @@ class _Ender:
         assert self._within_block, "called when its block has been left"
 
     async def watch(self) -> None:
-        ended = self.guard.watch(1)
+        ended = self._told = self.guard.watch(1)
         if ended is not None:
             await ended.wait()
         self._check_that_it_has_ended()
 
     async def begin_end(self) -> None:
-        ended = self.guard.begin_end(1, EndReason.INTERRUPTED)
+        ended = self._told = self.guard.begin_end(1, EndReason.INTERRUPTED)
         if ended is not None:
             await ended.wait()
         self._check_that_it_has_ended()
@@ -187,11 +190,13 @@ _ENDING = (
 )
 
 
+@pytest.mark.parametrize("steps", [0, 1], ids=["before", "at"])
 @pytest.mark.parametrize("end", _ENDING, ids=lambda end: end.__name__)
-@explore_schedules(300, preempt=["trio_subshells.kernel._guard"])
+@explore_schedules(400, preempt=["trio_subshells.kernel._guard"])
 async def test_a_cell_is_ended_and_not_the_next_one(
-    end: Callable[[_Ender], Awaitable[None]],
+    end: Callable[[_Ender], Awaitable[None]], steps: int
 ) -> None:
+    """Neither if that comes a step before its end, nor if it comes at that moment."""
     ender = _Ender()
     guard = ender.guard
     ended_by: set[EndReason] = set()
@@ -212,6 +217,7 @@ async def test_a_cell_is_ended_and_not_the_next_one(
         if end is not _Ender.close:
             await ender.begun.wait()
         ender.coming.set()
+        await some_steps(steps)
         await end(ender)
 
     await in_threads(runs=runs, ends=ends)
