@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from trio_subshells import actors
-from trio_subshells.testing import Random, ScheduleFailed, Unjoined, explore
+from trio_subshells.actors import _hosts
+from trio_subshells.testing import Random, ScheduleFailed, Unjoined, _process, explore
 from trio_subshells.testing._simulation import Simulation
 
 Body = Callable[[], Awaitable[object]]
@@ -204,6 +205,34 @@ def test_a_thread_that_is_left_behind_is_a_failure() -> None:
         once(body)
     assert isinstance(failed.value.__cause__, Unjoined)
     assert "stray" in str(failed.value.__cause__)
+
+
+def test_a_thread_that_nobody_joins_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = _process._start_thread
+
+    def without_join(child: _hosts.ChildThread, name: str) -> Callable[[], None]:
+        start(child, name)
+        return lambda: None
+
+    monkeypatch.setattr(
+        _process,
+        "_REPLACED",
+        [
+            (where, name, without_join if name == "start_thread" else what)
+            for where, name, what in _process._REPLACED
+        ],
+    )
+
+    async def body() -> None:
+        async with actors.open_system() as system:
+            ref = await system.spawn(Counter(), name="counter", host=actors.ThreadHost())
+            ref.cancel()
+            await ref.watch()
+
+    with pytest.raises(ScheduleFailed) as failed:
+        once(body)
+    assert isinstance(failed.value.__cause__, Unjoined)
+    assert "system/counter" in str(failed.value.__cause__)
 
 
 def test_outside_of_a_simulation_everything_is_real() -> None:

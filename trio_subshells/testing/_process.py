@@ -115,11 +115,8 @@ def _start_thread(child: _hosts.ChildThread, name: str) -> Callable[[], None]:
         simulation.start_thread(name, body, ended)
 
     contextvars.copy_context().run(start)
-    return _joined
-
-
-def _joined() -> None:
-    """A simulated thread that has told of its end has been joined."""
+    simulation.unjoined.append(name)
+    return functools.partial(simulation.unjoined.remove, name)
 
 
 class SimulatedEvent:

@@ -241,6 +241,8 @@ class Simulation:
         self._deviated: list[tuple[int, str, bool, str, bool]] = []
         self.trace: list[int] = []
         self.threads: list[SimulatedThread] = []
+        self.unjoined: list[str] = []
+        """The threads that were started and have not been joined, by name."""
         self.failure: BaseException | None = None
         self.failed_at = -1
         self.may_pass_time = False
@@ -436,9 +438,15 @@ class Simulation:
         if result is None:
             result = outcome.Error(self.failure or trio.TrioInternalError("the loop has died"))
         thread.ended(result)
-        if thread.name == "main" and self.threads and self.failure is None:
-            names = ", ".join(each.name for each in self.threads)
-            self.fail(Unjoined(f"the run has ended, but these threads go on: {names}"))
+        if thread.name == "main" and self.failure is None:
+            if self.threads:
+                names = ", ".join(each.name for each in self.threads)
+                self.fail(Unjoined(f"the run has ended, but these threads go on: {names}"))
+            elif self.unjoined:
+                names = ", ".join(self.unjoined)
+                self.fail(
+                    Unjoined(f"these threads have ended, but nobody has joined them: {names}")
+                )
 
     def fail(self, error: BaseException) -> None:
         """The run has failed: end it. The first failure is the one that counts."""
