@@ -445,25 +445,7 @@ def explore_schedules(async_fn: Callable[P, Awaitable[object]], /) -> Callable[P
 @overload
 def explore_schedules(
     schedules: int | None = None,
-    /,
     *,
-    seconds: float | None = None,
-    strategy: Strategy | None = None,
-    seed: int = 0,
-    max_steps: int = 100_000,
-    fairness: int | None = None,
-    lag: float = 1.0,
-    max_time: float = math.inf,
-    starvation: float = math.inf,
-    checks: tuple[Callable[[], object], ...] = (),
-    preempt: Sequence[ModuleType | str] = (),
-) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
-
-
-@overload
-def explore_schedules(
-    *,
-    schedules: int | None = None,
     seconds: float | None = None,
     strategy: Strategy | None = None,
     seed: int = 0,
