@@ -21,14 +21,13 @@ from trio_subshells.actors import Promise
 from trio_subshells.kernel._failures import SUMMARY_INTERVAL, Failures
 from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
 from trio_subshells.kernel._output import OutputPort
+from trio_subshells.kernel._parent import VARIABLE
 from trio_subshells.kernel._pending import AnswerRight
-from trio_subshells.testing import ScheduleFailed, explore, explore_schedules, simulated_kernel
+from trio_subshells.kernel._terminate import Terminator
+from trio_subshells.testing import explore_schedules
 from trio_subshells.wire import WireSession
 
-from .driver import use
 from .kernels import Flag
-from .plans import Plan, make_plan
-from .programs import ProgramKernel, TaskProgramKernel
 from .threads import in_threads, some_steps
 
 # ------------------------------------------------------------------------------ the right to answer
@@ -192,7 +191,7 @@ _ENDING = (
 
 @pytest.mark.parametrize("steps", [0, 1], ids=["before", "at"])
 @pytest.mark.parametrize("end", _ENDING, ids=lambda end: end.__name__)
-@explore_schedules(400, preempt=["trio_subshells.kernel._guard"])
+@explore_schedules(600, preempt=["trio_subshells.kernel._guard"])
 async def test_a_cell_is_ended_and_not_the_next_one(
     end: Callable[[_Ender], Awaitable[None]], steps: int
 ) -> None:
@@ -281,6 +280,34 @@ async def test_whatever_is_written_is_sent() -> None:
     assert (statistics.messages, statistics.late) == (len(sent), 1)
 
 
+@explore_schedules(300, preempt=["trio_subshells.kernel._output"])
+async def test_what_is_written_as_the_time_is_up_is_sent() -> None:
+    sent: list[str] = []
+    timers: list[OutputPort] = []
+
+    class Publisher:
+        def publish(self, frames: Sequence[bytes]) -> None:
+            sent.append(json.loads(frames[-1])["text"])
+
+    port = OutputPort(WireSession(b""), Publisher(), timers.append)
+
+    async def writes() -> None:
+        for text in "ab":
+            port.stream("stdout", text, None)
+            await trio.lowlevel.checkpoint()
+
+    async def tells_the_time() -> None:
+        for _ in range(3):
+            if timers:
+                timers.pop().time_is_up()
+            await trio.lowlevel.checkpoint()
+
+    await in_threads(writes=writes, tells_the_time=tells_the_time)
+    while timers:
+        timers.pop().time_is_up()
+    assert "".join(sent) == "ab"
+
+
 # ---------------------------------------------------------------------------------------- failures
 
 
@@ -323,30 +350,16 @@ async def test_each_failure_is_told_of() -> None:
     assert lines.told + count == 4
 
 
-# ----------------------------------------------------------------------------------- whole kernels
-
-PLANS = 20
+# ----------------------------------------------------------------------------------------- signals
 
 
-async def carry_out(plan: Plan) -> None:
-    kernel = TaskProgramKernel() if plan.tasks else ProgramKernel()
-    if plan.most is not None:
-        kernel.max_subshells = plan.most
-    async with simulated_kernel(kernel) as under_test:
-        await use(under_test, plan)
+@explore_schedules(300, preempt=["trio_subshells.kernel._terminate"])
+async def test_the_signal_is_told_to_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    terminator = Terminator()
 
+    async def comes() -> None:
+        terminator._calls += 1
+        terminator._look()
 
-@pytest.mark.parametrize("number", range(PLANS))
-def test_random_use_of_a_kernel_that_is_preempted(number: int) -> None:
-    plan = make_plan(number)
-    try:
-        explore(
-            carry_out,
-            plan,
-            schedules=10,
-            max_steps=30_000,
-            preempt=["trio_subshells.kernel", "trio_subshells.actors"],
-        )
-    except ScheduleFailed as failed:
-        failed.add_note(str(plan))
-        raise
+    await in_threads(waits=terminator.wait, comes=comes)

@@ -2,7 +2,7 @@
 
 Each is about something else; here they are only a way to have the kernel's own code, and that of
 its actors, do what it does while others come in between. What is planned for a lock or a statement
-is in `test_locks`, `test_preempted_actors` and `test_preempted_kernel`.
+is in `test_preempted_actors` and `test_preempted_kernel`.
 """
 
 from __future__ import annotations
