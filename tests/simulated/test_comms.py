@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -10,7 +12,7 @@ import trio_subshells as ts
 from trio_subshells.testing import explore_schedules, simulated_kernel
 from trio_subshells.testing._client import Client, Exchange
 
-from .kernels import Flag, WordsKernel, check
+from .kernels import Flag, WordsKernel, check, compute
 
 
 def comm(client: Client, **data: Any) -> Exchange:
@@ -109,4 +111,29 @@ async def test_a_cell_waits_no_longer_than_it_must() -> None:
         comm(kernel.client)
         assert (await kernel.client.execute("say")).status == "ok"
         assert trio.current_time() - start < 0.5
+        await check(kernel.client)
+
+
+@explore_schedules(40)
+async def test_what_a_comm_message_leaves_computing_ends_with_its_subshell() -> None:
+    begun = Flag()
+
+    class Leaving(WordsKernel):
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[trio.Nursery]:
+            async with trio.open_nursery() as nursery:
+                yield nursery
+
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            message.state.start_soon(self._left)
+
+        async def _left(self) -> None:
+            begun.set()
+            compute()
+
+    async with simulated_kernel(Leaving()) as kernel:
+        subshell = await kernel.create_subshell()
+        kernel.client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell=subshell)
+        await begun.wait()
+        assert (await kernel.delete_subshell(subshell)).status == "ok"
         await check(kernel.client)

@@ -422,6 +422,23 @@ async def test_all_see_one_end(
         assert (end.state is ActorState.FINISHED) == mortal.returned
 
 
+@pytest.mark.parametrize("host", [actors.TaskHost(), actors.ThreadHost()], ids=["task", "thread"])
+@explore_schedules(100, preempt=["trio_subshells.actors._supervision"])
+async def test_who_is_told_of_a_start_or_an_end_sees_it(host: actors.Host) -> None:
+    async with actors.open_system() as system:
+        ref = await system.spawn(_Mortal(), name="mortal", host=host)
+        assert ref.state is ActorState.RUNNING
+
+        async def watches() -> None:
+            await ref.watch()
+            assert not system.statistics().actors, "it has ended, and is among the living"
+
+        async def ends() -> None:
+            ref.tell_nowait("end")
+
+        await in_threads(watches=watches, ends=ends)
+
+
 @pytest.mark.parametrize("steps", range(5))
 @explore_schedules(60, preempt=["trio_subshells.actors._hosts"])
 async def test_a_thread_that_is_starting_is_cancelled(steps: int) -> None:

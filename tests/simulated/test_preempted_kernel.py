@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from unittest import mock
 
@@ -175,6 +176,7 @@ class _Ender:
         generation = self.guard.generation
         if self.guard.running is not None:
             ended = self.guard.begin_end(generation, EndReason.DELETED)
+            self.guard.begin_end(generation, EndReason.INTERRUPTED)  # which comes too late
             self.guard.cancel(generation)
             if ended is not None:
                 await ended.wait()
@@ -225,6 +227,28 @@ async def test_a_cell_is_ended_and_not_the_next_one(
     if ender.closing:
         with pytest.raises(CellEnded):
             await guard.run(ender.runs_first, what=9, raiser=ender.raiser)
+
+
+@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+async def test_pieces_of_a_cell_come_and_go_while_it_is_struck() -> None:
+    guard, raiser, begun = CellGuard(), _Raiser(), Flag()
+
+    async def cell() -> None:
+        begun.set()
+        for _ in range(2):
+            await trio.lowlevel.checkpoint()
+            guard.expose(1, raiser).close()
+
+    async def runs() -> None:
+        with suppress(KeyboardInterrupt, CellEnded):
+            await guard.run(cell, what=1, raiser=raiser)
+
+    async def strikes() -> None:
+        await begun.wait()
+        guard.strike(1)
+        guard.strike_each_once(1)
+
+    await in_threads(runs=runs, strikes=strikes)
 
 
 # ------------------------------------------------------------------------------------------ output

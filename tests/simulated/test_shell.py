@@ -144,6 +144,29 @@ async def test_who_comes_before_the_main_shell_is_served_by_it() -> None:
             await check(client)
 
 
+@explore_schedules(60)
+async def test_the_first_cell_finds_a_kernel_that_is_complete() -> None:
+    words = SlowToStart()
+
+    @words.cell
+    async def spawns(cell: ts.Cell) -> None:
+        assert ts.current_kernel().main.id is None
+        async with ts.spawn_subshell() as subshell:
+            assert (await subshell.execute("on", silent=True)).status == "ok"
+
+    network = Network(the_simulation())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, words, network)
+        await words.starting.wait()
+        async with early_client(network) as client:
+            cell = client.execute_soon("spawns")
+            await client.request("kernel_info_request").reply()  # now it has come
+            words.started.set()
+            assert (await cell.done()).status == "ok"
+            await client.control("shutdown_request", restart=False)
+            await check(client)
+
+
 @explore_schedules(100, lag=0)
 async def test_the_first_cell_is_seen_however_late_its_client_listens() -> None:
     """And if it listens in time, there is nothing to be waited for."""

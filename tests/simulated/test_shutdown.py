@@ -39,6 +39,23 @@ async def test_a_shutdown_is_answered_last() -> None:
         assert deleting.replies
 
 
+@explore_schedules(60)
+async def test_each_shutdown_is_answered_last() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        cells = [client.execute_soon("wait", subshell=where) for where in (None, subshell)]
+        for cell in cells:
+            await cell.output("execute_input")
+        stops = [client.control_soon("shutdown_request", restart=False) for _ in range(2)]
+        await stops[0].reply()
+        for cell in cells:
+            assert (await cell.done()).ename == "KernelShutdown"
+            for stop in stops:
+                # The second one may come too late for any answer.
+                assert not stop.replies or answered_before(client, cell, stop)
+
+
 @explore_schedules(100)
 async def test_a_shutdown_ends_who_waits_for_another_cell() -> None:
     """The inner cell may end first; its reply is no reason to go on."""

@@ -61,6 +61,22 @@ async def test_a_prompt_that_was_interrupted_gets_no_answer() -> None:
 
 
 @explore_schedules(60)
+async def test_answers_that_name_no_prompt_are_for_who_was_first_to_ask() -> None:
+    async with simulated_kernel(Asking()) as kernel:
+        client = kernel.client
+        asking = {}
+        for code, subshell in (("ask", None), ("ask_blocking", await kernel.create_subshell())):
+            cell = client.execute_soon(code, subshell=subshell, allow_stdin=True)
+            asking[cell] = await client.prompt()
+        for cell, prompt in asking.items():
+            client.answer(prompt, cell.id, parent=False)
+        for cell in asking:
+            assert (await cell.done()).status == "ok"
+            assert cell.text() == cell.id
+        await check(client)
+
+
+@explore_schedules(60)
 async def test_an_answer_is_for_who_still_asks() -> None:
     """Though the client doesn't say whom it answers, and others were asked for before."""
     async with simulated_kernel(Asking()) as kernel:

@@ -27,6 +27,18 @@ async def test_a_timeout_is_its_own_cells() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(100)
+async def test_a_timeout_that_comes_too_late_ends_nothing() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        for _ in range(2):
+            ending = client.execute_soon("sleep 1", timeout=1, stop_on_error=False)
+            next_one = client.execute_soon("sleep 2")
+            assert (await ending.done()).ename in {None, "CellTimeout"}
+            assert (await next_one.done()).status == "ok"
+        await check(client)
+
+
 @explore_schedules(40)
 async def test_a_timeout_ends_with_its_cell() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
