@@ -669,7 +669,7 @@ async def test_what_a_cell_has_left_running_is_struck_once_no_other_cell_starts(
         while thread.is_alive():
             guard.strike_leftovers()
             await trio.lowlevel.checkpoint()
-    assert isinstance(outcome[0], BaseExceptionGroup)
+    assert outcome[0] is None  # it is no failure in that nursery
     assert not guard._exposures
 
 

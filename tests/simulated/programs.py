@@ -156,6 +156,8 @@ class ProgramKernel(ts.Kernel):
                     nursery.start_soon(self._do, "await", None, "")
             case "task":
                 cell.state.start_soon(trio.sleep, 5)
+            case "leave":
+                cell.state.start_soon(self._do, "block", None, "")
             case "spawn":
                 async with ts.spawn_subshell() as subshell:
                     count = len(await ts.current_kernel().subshells()) - 1

@@ -55,6 +55,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import logging
 import operator
 import os
 import sys
@@ -81,6 +82,8 @@ from ._raisers import (
 )
 
 T = TypeVar("T")
+
+_log: Final = logging.getLogger("trio_subshells.kernel")
 
 MOST_TIMES_AGAIN: Final = 50
 """How often one firm strike comes again. CPython takes an exception at a jump backwards for one of
@@ -326,7 +329,10 @@ class CellGuard:
                 self._reason = None
                 self._scope = scope
                 self._token = trio.lowlevel.current_trio_token()
-            context = _cell.set(_RunningCell(self, self.generation, raiser))
+            task = trio.lowlevel.current_task()
+            outside = tuple(task.child_nurseries)
+            running = _RunningCell(self, self.generation, raiser, task, outside)
+            context = _cell.set(running)
             cell = body()
             try:
                 return await _drive(cell, self.expose(self.generation, raiser))
@@ -547,11 +553,30 @@ class SubshellGuards:
 
 @attrs.frozen
 class _RunningCell:
-    """Known to all that the cell starts."""
+    """Known to all that the cell starts.
+
+    Attributes:
+        guard: of the cell.
+        generation: of the cell.
+        raiser: for its thread.
+        task: its own.
+        outside: the nurseries that were open in that task before.
+    """
 
     guard: CellGuard
     generation: int
     raiser: Raiser
+    task: trio.lowlevel.Task
+    outside: tuple[trio.Nursery, ...]
+
+    def holds(self, task: trio.lowlevel.Task) -> bool:
+        """Whether a task is in a nursery that the cell has opened, and not in one of others'."""
+        nursery = task.parent_nursery
+        while nursery is not None:
+            if nursery.parent_task is self.task:
+                return nursery not in self.outside
+            nursery = nursery.parent_task.parent_nursery
+        return False
 
 
 _cell: ContextVar[_RunningCell | None] = ContextVar("trio_subshells_cell", default=None)
@@ -580,7 +605,7 @@ class _TaskExposer(trio.abc.Instrument):
         cell = task.context.get(_cell)
         if cell is not None and cell.guard in self._guards:
             exposure = cell.guard.expose(cell.generation, cell.raiser)
-            task.coro = cast("Any", _drive(task.coro, exposure))
+            task.coro = cast("Any", _drive_task(task.coro, exposure, cell))
 
 
 def exposed(function: Callable[..., T]) -> Callable[..., T]:
@@ -816,14 +841,26 @@ async def _drive(body: Coroutine[Any, Any, T], exposure: Exposure) -> T:
     """
     try:
         return await _stepped(body, exposure)
-    except (KeyboardInterrupt, BaseExceptionGroup) as error:
-        if exposure.is_left_over and _is_our_doing(error):
-            # It was cancelled, and struck because it took its time. No reply will tell of that; and
-            # in a nursery of the author's it would be a failure.
-            await trio.lowlevel.checkpoint_if_cancelled()
-        raise
     finally:
         exposure.close()
+
+
+async def _drive_task(
+    body: Coroutine[Any, Any, T], exposure: Exposure, cell: _RunningCell
+) -> T | None:
+    """`_drive` a task that a cell has started, in whatever nursery."""
+    try:
+        return await _drive(body, exposure)
+    except (KeyboardInterrupt, BaseExceptionGroup) as error:
+        # What the cell waits for ends with it. What it has put into a nursery of the author's is
+        # struck with it too, or when the subshell ends, for the thread to be free; but there that
+        # would be a failure, and the end of all that the author has there.
+        struck = exposure.hit_in or exposure.is_left_over
+        of_others = not cell.holds(trio.lowlevel.current_task())
+        if struck and of_others and _is_our_doing(error):
+            _log.info("a task that computed has been ended with the cell that had started it")
+            return None
+        raise
 
 
 @coroutine

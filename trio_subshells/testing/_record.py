@@ -1200,7 +1200,7 @@ def _is_kernels(thread: str) -> bool:
 def _is_machinery(task: trio.lowlevel.Task, thread: str) -> bool:
     """Whether a task is part of how a kernel, or its client, works."""
     coro = task.coro
-    if getattr(coro, "cr_code", None) is _guard._drive.__code__ and coro.cr_frame is not None:
+    if getattr(coro, "cr_code", None) is _guard._drive_task.__code__ and coro.cr_frame is not None:
         coro = coro.cr_frame.f_locals["body"]  # a cell has started it
     code = getattr(coro, "cr_code", None)
     name = code.co_filename if code is not None else ""
