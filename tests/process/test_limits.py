@@ -189,7 +189,7 @@ def test_subshells_leave_nothing_behind(client: Client, kernel: Kernel) -> None:
     threads, descriptors = process.num_threads(), kernel.descriptors()
     memory = process.memory_info().rss
     rounds(200)
-    assert process.num_threads() == threads
+    assert process.num_threads() <= threads  # one that was idle may have ended
     kernel.wait_for_descriptors(descriptors)
     # 10 kB each would be twice 1 MB; the allocator's own steps are about as large as that.
     assert process.memory_info().rss - memory < 4_000_000
