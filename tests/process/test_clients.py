@@ -119,7 +119,11 @@ def test_jupyter_console_talks_to_the_kernel() -> None:
         console.sendline("import time; print('in' + ' it'); time.sleep(3600)")
         console.expect_exact("in it")
         console.sendintr()
-        console.expect_exact("KeyboardInterrupt")
+        # The console interrupts the kernel in a handler of the signal, amid whatever it is doing;
+        # under load that has come to nothing once. Its user presses the keys again.
+        if console.expect_exact(["KeyboardInterrupt", pexpect.TIMEOUT], timeout=PATIENCE / 2):
+            console.sendintr()
+            console.expect_exact("KeyboardInterrupt")
         console.expect_exact("In [7]: ")
         console.sendline("exit()")
         console.expect_exact("Shutting down kernel")
