@@ -176,6 +176,33 @@ async def test_every_ask_ends(host: actors.Host, end: str) -> None:
 
 
 @in_a_task_and_in_a_thread
+@explore_schedules(10)
+async def test_every_ask_ends_however_many_there_are(host: actors.Host) -> None:
+    """The mailbox remembers those whose letters were taken, and forgets the answered ones."""
+
+    class AnswersEveryOther(actors.Actor):
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            for number in range(150):
+                letter = await mailbox.receive()
+                if number % 2:
+                    letter.reply("answered")
+
+    outcomes: list[str] = []
+
+    async with actors.open_system() as system:
+        ref = await system.spawn(AnswersEveryOther(), name="actor", capacity=math.inf, host=host)
+
+        async def ask() -> None:
+            try:
+                outcomes.append(await ref.ask("anything", timeout=math.inf))
+            except actors.ActorTerminated:
+                outcomes.append("terminated")
+
+        await together(*[ask] * 160)
+    assert (outcomes.count("answered"), outcomes.count("terminated")) == (75, 85)
+
+
+@in_a_task_and_in_a_thread
 @explore_schedules(100)
 async def test_an_ask_that_is_given_up_wants_no_reply(host: actors.Host) -> None:
     class Keeper(actors.Actor):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 
 import trio
 
 import trio_subshells as ts
-from trio_subshells.actors import ActorTerminated
+from trio_subshells.actors import ActorTerminated, TaskHost
 from trio_subshells.kernel import SubshellState, TooManySubshells
 from trio_subshells.kernel._ladder import SHUTDOWN_TIMEOUT
 from trio_subshells.testing import explore_schedules, simulated_kernel
@@ -148,6 +148,42 @@ async def test_what_could_not_be_started_is_not_waited_for() -> None:
         await kernel.shutdown()
         assert trio.current_time() - start < SHUTDOWN_TIMEOUT
         await check(kernel.client)
+
+
+class Reluctant(TaskHost):
+    """Has no place for an actor, at first."""
+
+    refused = False
+
+    async def run(
+        self,
+        body: Callable[[], Awaitable[None]],
+        *,
+        name: str,
+        attach: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        if not Reluctant.refused:
+            Reluctant.refused = True
+            raise RuntimeError("there is no place for it")
+        await super().run(body, name=name, attach=attach)
+
+
+@explore_schedules(30)
+async def test_what_its_host_has_no_place_for_is_the_failure_of_its_create_alone() -> None:
+    Reluctant.refused = False
+
+    class Refused(WordsKernel):
+        subshell_host = Reluctant()
+
+    async with simulated_kernel(Refused()) as kernel:
+        client = kernel.client
+        cell = client.execute_soon("sleep 1")
+        refused = await client.control("create_subshell_request")
+        assert refused.content["evalue"] == "there is no place for it"
+        subshell = await kernel.create_subshell()
+        assert await kernel.subshells() == [subshell]
+        assert (await cell.done()).status == "ok"
+        await check(client)
 
 
 @explore_schedules(60)

@@ -158,3 +158,16 @@ async def test_it_is_heard_in_order_though_it_ends_while_it_is_given_up() -> Non
         for each in (cell, delete):
             assert (await each.done()).ename in {None, "SubshellDeleted", "SubshellUnjoinable"}
         await check(client)
+
+
+@explore_schedules(200)
+async def test_what_is_aborted_while_it_is_given_up_is_answered_once() -> None:
+    """Its subshell has just been told what there is to abort, and the shell channel aborts it."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        for code in ("fail", "next", "next"):
+            client.execute_soon(code, subshell=subshell)
+        delete = client.control_soon("delete_subshell_request", subshell_id=subshell, timeout=0)
+        await delete.done()
+        await check(client)
