@@ -144,7 +144,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         tests = sum("schedules" in each for each in told)
         terminalreporter.write_sep("-", "schedules")
         terminalreporter.write_line(
-            f"{schedules:,} schedules in {seconds:.1f} s, explored by {tests} tests"
+            f"{schedules:,} schedules in {seconds:.1f} s, explored by {tests} "
+            f"{'test' if tests == 1 else 'tests'}"
         )
 
 

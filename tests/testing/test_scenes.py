@@ -59,7 +59,7 @@ def test_gaps_count_what_is_left_out() -> None:
         gaps = [item for item in scene.items if isinstance(item, Gap)]
         assert gaps
         assert len(scene.items) <= most
-        counts.add(len(scene.items) - len(gaps) + sum(gap.lines for gap in gaps))
+        counts.add(len(scene.items) - len(gaps) + sum(gap.lines + gap.passings for gap in gaps))
     assert len(counts) == 1
 
 

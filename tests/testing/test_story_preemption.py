@@ -72,13 +72,13 @@ def test_who_is_stopped_where_and_who_goes_on_is_said() -> None:
     words = lines[here] + lines[here + 1]
     assert " on first, and thread-" in words
     assert " from there later" in words
-    assert "(a task runs until it awaits, or its thread is stopped, then another may go on)" in (
+    assert "a task runs until it awaits, or its thread is stopped, then another may go on" in (
         " ".join(lines)
     )
     checks = position(lines, "self.left > 0")
     acts = position(lines, "self.left = 0", start=here)
-    at_last = position(lines, "at last", start=acts)
-    assert checks < here < acts < at_last
+    goes_on = position(lines, "goes on from here", start=acts)
+    assert checks < here < acts < goes_on
     drawn = [each.text or "" for each in ET.fromstring(report.svg).iter()]
     assert any(text.startswith("here thread-") and " is stopped " in text for text in drawn)
     assert " is stopped " in report.mermaid
@@ -89,7 +89,7 @@ def test_a_line_that_is_not_done_yet_is_said_to_be_begun() -> None:
     here = position(lines, f"{ARROW} here ", " is stopped in the midst of shared.py:")
     assert "self.count += 1" in lines[here]
     assert "self.count = 1" not in "".join(lines[:here])
-    position(lines, "self.count += 1", "at last; self.count = 1", start=here)
+    position(lines, "self.count += 1", "goes on from here; self.count = 1", start=here)
 
 
 class NoLock:
@@ -118,9 +118,9 @@ def test_what_our_own_code_did_around_the_stop_is_told() -> None:
     stopped = lines[here].split()[2]
     checks = position(lines, "if len(self._values) >= self.capacity:", "actors/_queue.py:")
     appends = position(lines, "self._values.append(value)", "actors/_queue.py:", start=here + 2)
-    at_last = position(lines, "at last", "actors/_queue.py:", start=appends)
-    assert checks < here < appends < at_last
-    assert lines[at_last].split()[0] == stopped
+    goes_on = position(lines, "goes on from here", "actors/_queue.py:", start=appends)
+    assert checks < here < appends < goes_on
+    assert lines[goes_on].split()[0] == stopped
     told = [line for line in lines if "actors/_queue.py:" in line]
     assert len(told) <= 20
 

@@ -27,6 +27,7 @@ from ._story import (
     gap_words,
     headline,
     passing_words,
+    place_of,
     seconds,
     switch_words,
     thread_words,
@@ -344,8 +345,9 @@ class _Picture:
                     self._text(x + 10, each.top + 15, "muted", words)
                 case Gap():
                     self._out.append(f"<g><title>{escape(gap_words(self._scene, item))}</title>")
-                    lines = "line" if item.lines == 1 else "lines"
-                    self._text(_MARGIN + 4, each.top + 10, "muted", f"⋮ {item.lines} {lines}")
+                    count = item.lines + item.passings
+                    lines = "line" if count == 1 else "lines"
+                    self._text(_MARGIN + 4, each.top + 10, "muted", f"⋮ {count} {lines}")
                     self._out.append("</g>")
 
     def _switch(self, each: _Drawn, switch: Switch) -> None:
@@ -730,6 +732,8 @@ def _texts(scene: Scene, lanes: Mapping[str, _Lane], line: Line) -> Iterator[tup
             yield style, shorten(effect.text, _MOST_CODE)
     if line.row.raised is not None:
         yield "code error", f"raises {type(line.row.raised).__name__}"
+    if place is None and (inner := place_of(line)) is not None:
+        yield "code muted", inner.short
 
 
 def _exchanged(row: Row) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ recorder is entered. Neither changes what happens next, so the run is the one th
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import json
 import linecache
@@ -45,7 +46,7 @@ import outcome
 import trio
 from trio._core import _run as trio_run
 
-from ..actors._actor import ActorState, Ended
+from ..actors._actor import Actor, ActorState, Ended
 from ..actors._mailbox import Letter
 from ..actors._promise import BlockingPromise, Promise
 from ..actors._queue import Queue
@@ -70,6 +71,9 @@ ONCE_MORE: Final = " once more"
 
 CANCELLED: Final = "is cancelled"
 """What is said of an await that ends so."""
+
+STOPPED: Final = "is stopped here"
+"""What is said of a line with which a thread was stopped, in the midst of a step."""
 
 _MOST_WATCHED: Final = 600
 """The same where our own code's lines are noted, most of which are dropped afterwards."""
@@ -116,6 +120,32 @@ class Place:
         return f"{file}:{self.line}"
 
 
+@attrs.frozen
+class Via:
+    """How our own code has come to do something that no line of the user's does.
+
+    Attributes:
+        place: the line: of the actor that does it, or the innermost one.
+        path: the functions that lead there and on from there, ``name:line``, the innermost last.
+    """
+
+    place: Place
+    path: tuple[str, ...]
+
+
+@attrs.frozen
+class By:
+    """Who has cancelled, or interrupted, what another task did.
+
+    Attributes:
+        turn: the name of its turn; empty for time that has passed.
+        place: its line: the user's, or of our own code; None if it has none.
+    """
+
+    turn: str
+    place: Place | None
+
+
 @attrs.define(eq=False)
 class Message:
     """Something that one task has given to another.
@@ -135,6 +165,10 @@ class Message:
         about: the request that it belongs to, or the ask that it answers.
         matters: whether the failure is about it; that is known afterwards.
         name: of a request: what to call it where another message is about it.
+        exchange: of a request: its client's side of it.
+        named: the line that has failed names it, or the request it belongs to.
+        via: how our own code has come to send it.
+        taken_via: how our own code has come to take it.
     """
 
     kind: str
@@ -148,6 +182,10 @@ class Message:
     about: Message | None = attrs.field(default=None, repr=False)
     matters: bool = False
     name: str = ""
+    exchange: Exchange | None = attrs.field(default=None, repr=False)
+    named: bool = False
+    via: Via | None = attrs.field(default=None, repr=False)
+    taken_via: Via | None = attrs.field(default=None, repr=False)
     _value: object = attrs.field(default=None, repr=False)
 
 
@@ -164,6 +202,8 @@ class Row:
         watched: it is noted only because a thread was stopped in its file.
         of: which object's method it is part of, if it is watched.
         leaves: the block that begins with this line, a ``with``, is left.
+        struck: who has had `raised` raised here, where it is an interrupt.
+        did: how our own code has come to do what no line of the user's does.
     """
 
     place: Place | None
@@ -174,6 +214,18 @@ class Row:
     watched: bool = False
     of: int = 0
     leaves: bool = False
+    struck: By | None = None
+    did: Via | None = None
+
+    @property
+    def via(self) -> Via | None:
+        """How our own code has come to do the last of this."""
+        for effect in reversed(self.effects):
+            if isinstance(effect, Sent) and effect.message.via is not None:
+                return effect.message.via
+            if isinstance(effect, Taken) and effect.message.taken_via is not None:
+                return effect.message.taken_via
+        return self.did
 
 
 @attrs.frozen(eq=False)
@@ -214,9 +266,17 @@ class Woke:
 
 @attrs.frozen(eq=False)
 class Said:
-    """An effect that has no other task to it."""
+    """An effect that has no other task to it.
+
+    Attributes:
+        text: what, in words.
+        by: who has brought it about, if that is another task.
+        inside: where in our own code it has happened.
+    """
 
     text: str
+    by: By | None = None
+    inside: Place | None = None
 
 
 @attrs.define(eq=False)
@@ -232,6 +292,7 @@ class Step:
         thread: the name of its thread.
         rows: what it did.
         waits: where it waits afterwards; None if it has ended.
+        waits_inside: the same in our own code, where it is that.
         ended: whether the task has ended.
         instead: the name of the turn that would have been next, if this decision made the
             difference; empty if that was one of trio's own tasks.
@@ -259,6 +320,7 @@ class Step:
     own: str = ""
     rows: list[Row] = attrs.field(factory=list)
     waits: Place | None = None
+    waits_inside: Place | None = None
     ended: bool = False
     instead: str | None = None
     instead_of: str = ""
@@ -321,6 +383,11 @@ class Recorder(_simulation.Recorder):
         self._inputs: list[tuple[str, Message]] = []
         self._last_raised = 0
         self._cancelled_in = -1
+        self._waited_inside: Place | None = None
+        self._inside_of: dict[str, Place] = {}
+        self._cancelled_by: dict[trio.CancelScope, By] = {}
+        self._struck_by: dict[SimulatedThread, By] = {}
+        self._brought_by: dict[trio.lowlevel.Task, By] = {}
         self._raised_inside: dict[tuple[str, str], tuple[Step, int, Place]] = {}
         self.raised: list[tuple[BaseException, int]] = []
         self._simulation: Simulation | None = None
@@ -386,6 +453,7 @@ class Recorder(_simulation.Recorder):
             or (step.inside and self.hidden)
             or (step.happening and is_delivery(turn.name))
         )
+        self._waited_inside = self._inside_of.pop(turn.name, None)
         if turn.thread is not None and turn.task is not None:
             self._last[turn.thread] = turn
             step.place = self._await_place(turn.task) if turn is chosen else former.waits
@@ -474,9 +542,8 @@ class Recorder(_simulation.Recorder):
         if self._task is not None and not self._step.ended:
             if self._thread is not None and self._thread.blocked is not None:
                 self._step.waits = self._calling_place(sys._getframe())
-                self._step.stopped = "is held up" if self._thread.paused else "blocks its thread"
-                if self._stop is not None:
-                    self._step.stopped = "is stopped"
+                paused = self._thread.paused or self._stop is not None
+                self._step.stopped = STOPPED if paused else "blocks its thread"
                 frame: FrameType | None = sys._getframe()
                 while frame is not None:
                     if isinstance(frame.f_trace, _Lines):
@@ -484,6 +551,9 @@ class Recorder(_simulation.Recorder):
                     frame = frame.f_back
             else:
                 self._step.waits = self._await_place(self._task)
+                self._step.waits_inside = inner = inner_await_place(self._task)
+                if inner is not None:
+                    self._inside_of[self._step.own] = inner
             if self._step.hidden and (place := await_place(self._task, details=True)) is not None:
                 self.inner[self._step.own] = place
         self._task = None
@@ -526,6 +596,7 @@ class Recorder(_simulation.Recorder):
         self._replace(_stdin, "_belongs_to", self._pairing)
         self._replace(Exchange, "until", self._awaiting)
         self._replace(trio.CancelScope, "cancel", self._cancelling)
+        self._replace(_simulation.Simulation, "raise_in", self._striking)
         self._replace(trio_run.Runner, "task_exited", self._exiting)
         self._tracing = sys.gettrace()
         sys.settrace(self._trace_call)
@@ -550,6 +621,9 @@ class Recorder(_simulation.Recorder):
         self._asks.clear()
         self._waiting.clear()
         self._raised_inside.clear()
+        self._cancelled_by.clear()
+        self._struck_by.clear()
+        self._brought_by.clear()
 
     def _replace(self, owner: type | ModuleType, name: str, wrap: Callable[[Any], Any]) -> None:
         function = vars(owner)[name]
@@ -591,11 +665,26 @@ class Recorder(_simulation.Recorder):
         if not self._step.happening:  # else whoever is blocked meanwhile is on the stack
             place = self._calling_place(sys._getframe(depth))
         rows = self._step.rows
-        if rows and (place is None or _same_line(rows[-1].place, place)):
+        did = self._via(sys._getframe(depth)) if place is None else None
+        by_itself = did is not None and bool(rows) and rows[-1].place is not None
+        if rows and not by_itself and (place is None or _same_line(rows[-1].place, place)):
             return rows[-1]
-        row = Row(place, resumed=True)
+        row = Row(place, resumed=True, did=did)
         rows.append(row)
         return row
+
+    def _via(self, frame: FrameType | None) -> Via | None:
+        """How our own code does something by itself; None if the user's does it."""
+        return None if self._step.happening or self.details else via(frame)
+
+    def _by(self, frame: FrameType | None) -> By:
+        """Who does something to another task, with the line that does it."""
+        if self._step.inside and self._task in self._brought_by:
+            return self._brought_by[self._task]  # trio's own task does but what it was given
+        place = calling_place(frame, details=self.details) if not self._step.happening else None
+        if place is None and (inner := via(frame)) is not None:
+            place = inner.place
+        return By(self._step.turn, place)
 
     def _calling_place(self, frame: FrameType | None) -> Place | None:
         return calling_place(frame, details=self.details)
@@ -633,6 +722,8 @@ class Recorder(_simulation.Recorder):
         else:
             row = self._row()
         effect: Woke | Spawned
+        if self._names.get(task, "") in self._inside and not by_time:
+            self._brought_by[task] = self._by(sys._getframe(2))
         if task not in self._names:
             effect = Spawned("")
         else:
@@ -768,8 +859,11 @@ class Recorder(_simulation.Recorder):
 
     def _answer(self, promise: Any, ask: Message | None, result: outcome.Outcome[Any]) -> None:
         row = self._row(3)
+        how = self._via(sys._getframe(2))
         if isinstance(result, outcome.Error):
-            text = brief(result.error)
+            error = result.error
+            ours = type(error).__module__.startswith(_OUR_NAME)
+            text = type(error).__name__ if ours else brief(error)
         elif isinstance(result, outcome.Value) and isinstance(result.value, Ended):
             state = result.value.state
             verb = "was" if state is ActorState.CANCELLED else "has"
@@ -783,6 +877,7 @@ class Recorder(_simulation.Recorder):
             self._step.number,
             ask.sender if ask is not None else self._name_of(getattr(promise, "_task", None)),
             about=ask,
+            via=how,
         )
         self._asks[id(promise)] = message
         self.messages.append(message)
@@ -815,6 +910,7 @@ class Recorder(_simulation.Recorder):
                 row = self._row()
                 message = self._message("request", _request(exchange.message), place=row.place)
                 message.name = known_ids(str(exchange))
+                message.exchange = exchange
                 self.requests[exchange.id] = message
                 row.effects.append(Sent(message))
             return exchange
@@ -834,7 +930,7 @@ class Recorder(_simulation.Recorder):
         if place is not None:
             return self._row(depth + 1)
         if not rows or rows[-1].place is not None:
-            rows.append(Row(None))
+            rows.append(Row(None, did=self._via(sys._getframe(depth))))
         return rows[-1]
 
     def _serializing(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -860,7 +956,10 @@ class Recorder(_simulation.Recorder):
         if known is not None:
             where, position, place = known
             where.rows.insert(position, Row(place, [Said(f"raises {content['ename']}")]))
-        message = self._message("reply", _reply(content), receiver=request.sender, about=request)
+        how = self._via(sys._getframe(2))
+        message = self._message(
+            "reply", _reply(content), receiver=request.sender, about=request, via=how
+        )
         self._replies[msg_id] = message
         if not step.rows or any(_stands_alone(each) for each in step.rows[-1].effects):
             step.rows.append(Row(None))
@@ -872,7 +971,8 @@ class Recorder(_simulation.Recorder):
         def send_nowait(router: Any, frames: list[bytes]) -> Any:
             message = self._replied.pop(_id_of(frames), None) if self._active else None
             if message is not None and message.sent != self._step.number:
-                sent = self._message("forward", message.text, about=message.about)
+                how = self._via(sys._getframe(1))
+                sent = self._message("forward", message.text, about=message.about, via=how)
                 sent.taken = sent.sent
                 self._kernels_row().effects.append(Sent(sent))
             return function(router, frames)
@@ -883,9 +983,11 @@ class Recorder(_simulation.Recorder):
         self, request: Message, msg_type: str, content: Mapping[str, Any], frames: list[bytes]
     ) -> None:
         state = str(content.get("execution_state", ""))
+        how = self._via(sys._getframe(2))
         if state == "busy" and request.taken is None:
             request.taken = self._step.number
             request.receiver = self._step.turn
+            request.taken_via = how
             self.serving[request] = self._step.own
             self._step.rows.append(Row(None, [Taken(request)]))
         kind = "status" if state or msg_type == "execute_input" else "publish"
@@ -895,7 +997,7 @@ class Recorder(_simulation.Recorder):
         if state and (request, state) in self._states:
             text, kind = f"{text}{ONCE_MORE}", "publish"
         self._states.add((request, state))
-        message = self._message(kind, text, about=request)
+        message = self._message(kind, text, about=request, via=how)
         self._published[_id_of(frames)] = message
         self._kernels_row().effects.append(Sent(message))
 
@@ -975,6 +1077,7 @@ class Recorder(_simulation.Recorder):
                 message = coming[0][1]
                 message.taken = self._step.number
                 message.receiver = self._step.turn
+                message.taken_via = self._via(sys._getframe(1))
                 row = self._kernels_row()
                 row.effects.append(Taken(message))
                 prompt = self._prompts.get(msg_id)
@@ -1006,6 +1109,8 @@ class Recorder(_simulation.Recorder):
     def _cancelling(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @trio.lowlevel.enable_ki_protection
         def cancel(scope: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._active and not scope.cancel_called:
+                self._cancelled_by[scope] = self._by(sys._getframe(1))
             if (
                 self._active
                 and not self._step.inside
@@ -1016,6 +1121,14 @@ class Recorder(_simulation.Recorder):
             return function(scope, *args, **kwargs)
 
         return cancel
+
+    def _striking(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def raise_in(simulation: Any, thread: SimulatedThread, error: Any) -> Any:
+            if self._active:
+                self._struck_by[thread] = self._by(sys._getframe(1))
+            return function(simulation, thread, error)
+
+        return raise_in
 
     def _exiting(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def task_exited(runner: Any, task: trio.lowlevel.Task, result: Any) -> Any:
@@ -1048,7 +1161,18 @@ class Recorder(_simulation.Recorder):
         """Note that an await has ended by a cancellation: once in a step, in the innermost line."""
         if self._cancelled_in != self._step.number:
             self._cancelled_in = self._step.number
-            row.effects.append(Said(CANCELLED))
+            row.effects.append(Said(CANCELLED, self._who_cancelled(), self._waited_inside))
+
+    def _who_cancelled(self) -> By | None:
+        """Who has cancelled the task that runs, if that isn't the task itself."""
+        status = getattr(self._task, "_cancel_status", None)
+        while status is not None:
+            scope = status._scope
+            if scope.cancel_called:
+                by = self._cancelled_by.get(scope)
+                return by if by is not None and by.turn != self._step.own else None
+            status = None if scope.shield else status._parent
+        return None
 
     def _note_raised(self, error: BaseException, row: Row | None) -> None:
         """Note an exception once per step: where it is seen first, which is the innermost place."""
@@ -1060,6 +1184,8 @@ class Recorder(_simulation.Recorder):
         self.raised.append((error, number))
         if row is not None:
             row.raised = error
+            if isinstance(error, KeyboardInterrupt) and self._thread is not None:
+                row.struck = self._struck_by.pop(self._thread, None)
 
     # ------------------------------------------------------------------------------- lines
 
@@ -1140,10 +1266,13 @@ class _Lines:
         if len(rows) >= (_MOST_WATCHED if self._recorder._watched else _MOST_LINES):
             rows.pop(len(rows) // 2)
         leaves = self._number > place.line and place.code.startswith("with ")
+        begins = not self._number
         self._number = place.line
         self.row = row = Row(place, watched=self._watched, leaves=leaves)
         if self._watched:
             row.of = _self_of(frame)
+        elif begins and not place.code.startswith("def ") and (caller := _calling_back(frame)):
+            row.effects.append(Said(f"called at {caller.short}"))
         rows.append(row)
         target = _target_of(place.code)
         self._target = (target, place) if target is not None else None
@@ -1296,6 +1425,9 @@ def _library_roots() -> tuple[str, ...]:
 
 _LIBRARIES: Final = _library_roots()
 _PACKAGE: Final = str(Path(__file__).parent.parent) + os.sep
+_OUR_NAME: Final = f"{__package__.partition('.')[0]}."
+_SAYING: Final = frozenset({"publish", "status", "reply"})
+"""Functions that say nothing that isn't said of a message anyway."""
 _ACTORS: Final = f"{_PACKAGE}actors{os.sep}"
 _TESTING: Final = f"{_PACKAGE}testing{os.sep}"
 _REPLYING: Final = tuple(f"{_PACKAGE}{name}{os.sep}" for name in ("kernel", "ipython"))
@@ -1353,6 +1485,68 @@ def calling_place(frame: FrameType | None, *, details: bool = False) -> Place | 
             return _place_of(frame)
         frame = frame.f_back
     return None
+
+
+def via(frame: FrameType | None) -> Via | None:
+    """How our own code, called by none of the user's, has come to where it is.
+
+    Its line is that of the actor which does it, if one is on the stack: what helps it to send is
+    the same for all.
+    """
+    inner: Place | None = None
+    actor: object = None
+    path: list[str] = []
+    former = ""
+    while frame is not None:
+        code = frame.f_code
+        if is_users_file(code.co_filename):
+            return None
+        if is_ours(code.co_filename):
+            owner = frame.f_locals.get("self")
+            if actor is not None and owner is not actor:
+                break
+            if inner is None or (actor is None and isinstance(owner, Actor)):
+                inner = _place_of(frame)
+            if isinstance(owner, Actor):
+                actor = owner
+            if code.co_name not in {*_SAYING, former}:
+                path.append(f"{code.co_name}:{frame.f_lineno}")
+            former = code.co_name
+        frame = frame.f_back
+    return Via(inner, tuple(reversed(path))) if inner is not None else None
+
+
+def _calling_back(frame: FrameType) -> Place | None:
+    """The line of our own that calls the user's function, if it isn't a task's or a generator."""
+    if frame.f_code.co_flags & _NO_CALL:
+        return None
+    caller = frame.f_back
+    while caller is not None and not _is_under_test(caller.f_code.co_filename):
+        if caller.f_code.co_filename.startswith(_TESTING) and not _is_stand_in(caller):
+            return None
+        caller = caller.f_back
+    if caller is None or not is_ours(caller.f_code.co_filename):
+        return None
+    return _place_of(caller)
+
+
+_NO_CALL: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def _is_stand_in(frame: FrameType) -> bool:
+    """Whether it only pauses before it does what was called."""
+    return frame.f_code.co_filename == _process.__file__
+
+
+def inner_await_place(task: trio.lowlevel.Task) -> Place | None:
+    """The innermost line of our own where a task waits, if it waits in our own code."""
+    found = None
+    if getattr(task.coro, "cr_frame", task) is None:
+        return None
+    for frame, line in await_frames(task):
+        if line is not None and _is_under_test(frame.f_code.co_filename):
+            found = Place(frame.f_code.co_filename, line, _function(frame.f_code))
+    return found if found is not None and is_ours(found.file) else None
 
 
 def await_place(task: trio.lowlevel.Task, *, details: bool = False) -> Place | None:
@@ -1437,7 +1631,8 @@ def shorten(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     end = (most - 1) // 3
-    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+    start, rest = text[: most - 1 - end], text[len(text) - end :]
+    return f"{start.rstrip('…')}…{rest.lstrip('…')}"
 
 
 @cache

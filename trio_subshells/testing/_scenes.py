@@ -16,7 +16,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Final
 
@@ -61,6 +61,7 @@ _MOST_BEFORE: Final = 4
 _MOST_AFTER: Final = 4
 _MOST_MEANWHILE: Final = 8
 _MOST_LABEL: Final = 40
+_MOST_NAMED: Final = 3
 _SAME: Final = 0.15
 _ALIKE: Final = 0.6
 _LEAST: Final = 8.0
@@ -117,7 +118,10 @@ class Switch:
         begun: whether it had begun.
         on: the name of the turn whose line is told next, if `step` is hidden.
         delayed: what had to wait, in words, if it has no turn that is told of.
+        went: what went on, in words, if it has no turn that is told of.
         count: of how many such decisions in a row it stands for.
+        kept_inside: where in our own code the one waited that had to wait, if it is hidden.
+        went_inside: where in our own code the one had waited that went on, if it is hidden.
     """
 
     step: Step
@@ -127,7 +131,10 @@ class Switch:
     begun: bool
     on: str = ""
     delayed: str = ""
+    went: str = ""
     count: int = 1
+    kept_inside: Place | None = None
+    went_inside: Place | None = None
 
     @property
     def turn(self) -> str:
@@ -155,10 +162,12 @@ class Gap:
     Attributes:
         lines: how many lines.
         turns: the tasks that ran them.
+        passings: how often time passed.
     """
 
     lines: int
     turns: tuple[str, ...]
+    passings: int = 0
 
 
 @attrs.frozen(eq=False)
@@ -169,11 +178,13 @@ class Waiting:
         turn: the name of its turn.
         place: where it waits.
         what: for what, if that is known, in words.
+        inside: where in our own code, if it waits in that.
     """
 
     turn: str
     place: Place | None
     what: str = ""
+    inside: Place | None = None
 
 
 Item = Line | Switch | Passing | Gap
@@ -249,6 +260,7 @@ def compose(recorder: Recorder, failure: BaseException, most: int) -> Scene:
     led = _led(recorder, error) if inner_place is not None and place is None else None
     known = place or (led.place if led is not None else None)
     _choose_published(recorder, error)
+    _choose_named(recorder, error, place)
     _choose_watched(recorder)
     home = known.file if known is not None else ""
     everything = _up_to_failure(_everything(recorder, error, last, home))
@@ -373,6 +385,31 @@ def _choose_published(recorder: Recorder, error: BaseException) -> None:
             step.hears, step.turn = "", step.own
 
 
+def _choose_named(recorder: Recorder, error: BaseException, place: Place | None) -> None:
+    """Mark the requests that the line names which has failed, and the messages about them."""
+    traceback = error.__traceback__
+    while traceback is not None and place is not None:
+        frame = traceback.tb_frame
+        if (frame.f_code.co_filename, traceback.tb_lineno) == (place.file, place.line):
+            named = _exchanges(frame.f_locals, _names_in(place.code))
+            for each in recorder.messages:
+                request = each if each.kind == "request" else each.about
+                each.named = request is not None and request.exchange in named
+            return
+        traceback = traceback.tb_next
+
+
+def _exchanges(values: Mapping[str, object], names: frozenset[str]) -> list[Exchange]:
+    """What a line has asked a kernel, by the names that it mentions; also a few in a list."""
+    found: list[Exchange] = []
+    for name in names & values.keys():
+        value = values[name]
+        each = value if isinstance(value, list | tuple) else [value]
+        if len(each) <= _MOST_NAMED:
+            found += [one for one in each if isinstance(one, Exchange)]
+    return found
+
+
 def _choose_watched(recorder: Recorder) -> None:
     """Keep of our own code what is about threads that were stopped in the midst of a step.
 
@@ -436,6 +473,7 @@ def _goes_with(former: Row, row: Row) -> bool:
 def _everything(recorder: Recorder, error: BaseException, last: int, home: str) -> Iterator[Item]:
     steps = recorder.steps[: last + 1]
     came: dict[str, Place | None] = {}
+    inside: dict[str, Place | None] = {}
     released: set[Row] = set()
     seen: dict[str, set[Place]] = {}
     held: Switch | None = None  # until there is something to tell after it
@@ -449,7 +487,17 @@ def _everything(recorder: Recorder, error: BaseException, last: int, home: str) 
             kept, delayed = _kept(recorder, step, about)
             begun = step.instead in came or step.instead in recorder.hidden
             place = came.get(step.instead)
-            switch = Switch(step, kept, about, place, begun, delayed=delayed)
+            switch = Switch(
+                step,
+                kept,
+                about,
+                place,
+                begun,
+                delayed=delayed,
+                went=_delivery_words(recorder, step.own),
+                kept_inside=inside.get(step.instead) if delayed else None,
+                went_inside=inside.get(step.own) if step.hidden else None,
+            )
             if step.holds and about is not None:
                 released.add(about)
             if held is not None and step.turn.startswith(FAULT_PREFIX):
@@ -464,6 +512,7 @@ def _everything(recorder: Recorder, error: BaseException, last: int, home: str) 
             items = list(_lines(step, error, last, seen.setdefault(step.own, set())))
             items = [_marked(each, released) for each in items]
             came[step.own] = step.waits
+            inside[step.own] = step.waits_inside
         if held is not None and (items or not (step.hidden or _is_unseen(held, step))):
             hidden = step.hidden or held.step is not step
             yield attrs.evolve(held, on=step.turn) if hidden else held
@@ -561,17 +610,25 @@ def _kept(recorder: Recorder, step: Step, about: Row | None) -> tuple[str, str]:
     if not instead and step.instead_of not in {"", step.thread}:
         does = "does" if step.inside else "sees to what others have brought it"
         return "", f"thread {_last_part(step.instead_of)} {does}"
-    if delivery := is_delivery(instead):
-        sender, where = delivery.groups()
-        sender = _last_part(recorder.owner(sender))
-        if where.startswith("iopub") and sender != "client":
-            return "", f"some output of {'the main shell' if sender == KERNEL else sender} arrives"
-        return "", f"the next message from {sender} to {where} arrives"
+    if delivery := _delivery_words(recorder, instead):
+        return "", delivery
     if step.instead_happens:
         return "", f"this takes place: {_last_part(instead)}"
     if instead in recorder.hidden and (about is None or about.place is None):
         return "", f"{_last_part(recorder.owner(instead))} {INSIDE}"
     return recorder.owner(instead), ""
+
+
+def _delivery_words(recorder: Recorder, name: str) -> str:
+    """What it is that arrives; empty for what is no message's arrival."""
+    delivery = is_delivery(name)
+    if delivery is None:
+        return ""
+    sender, where = delivery.groups()
+    sender = _last_part(recorder.owner(sender))
+    if where.startswith("iopub") and sender != "client":
+        return f"some output of {'the main shell' if sender == KERNEL else sender} arrives"
+    return f"the next message from {sender} to {where} arrives"
 
 
 def _merge(first: Switch, second: Switch) -> Switch:
@@ -640,10 +697,12 @@ def _next_row(
 
 def _waiting(recorder: Recorder) -> Iterator[Waiting]:
     places: dict[str, Place | None] = {}
+    insides: dict[str, Place | None] = {}
     ran: dict[str, Place] = {}
     for step in recorder.steps:
         if step.turn and not step.inside and not step.happening:
             places[step.own] = step.waits
+            insides[step.own] = step.waits_inside
             ran.update((step.own, row.place) for row in step.rows if row.place is not None)
             if _pauses(step, step.rows):
                 places[step.own] = step.rows[-1].place
@@ -654,6 +713,7 @@ def _waiting(recorder: Recorder) -> Iterator[Waiting]:
         if exchange is not None:
             yield Waiting(turn, place, _missing(exchange))
             continue
+        inside = insides[turn] if turn not in recorder.hidden else None
         served = [each for each, own in recorder.serving.items() if own == turn]
         if served:
             inner = recorder.inner.get(turn)
@@ -661,7 +721,7 @@ def _waiting(recorder: Recorder) -> Iterator[Waiting]:
                 inner = ran.get(turn, inner)
             yield Waiting(turn, place or inner, f"serves {served[-1].name}")
         else:
-            yield Waiting(turn, place, _unanswered(recorder, turn, place))
+            yield Waiting(turn, place, _unanswered(recorder, turn, place), inside)
 
 
 def _unanswered(recorder: Recorder, turn: str, place: Place | None) -> str:
@@ -685,7 +745,7 @@ def _unanswered(recorder: Recorder, turn: str, place: Place | None) -> str:
 
 def _missing(exchange: Exchange) -> str:
     """What of an exchange has not come."""
-    request = exchange.message.header.msg_type
+    request = known_ids(str(exchange))
     if not exchange.replies:
         return f"{request} has no reply"
     if "idle" not in exchange.states:
@@ -794,6 +854,8 @@ def _weight(item: Item, names: frozenset[str], home: str) -> float:
             continue  # a queue of one's own
         if isinstance(effect, Sent | Taken) and effect.message.kind in _OF_KERNELS:
             weight = max(weight, 110.0)
+        if isinstance(effect, Sent | Taken) and effect.message.named:
+            weight = max(weight, 150.0)
         if isinstance(effect, Sent | Taken) and effect.message.matters:
             weight = max(weight, 200.0)
         if isinstance(effect, Sent) and effect.message.kind == "publish":
@@ -886,7 +948,8 @@ def _length(chosen: set[int], count: int) -> int:
 def _gap(items: Sequence[Item]) -> Iterator[Gap]:
     turns = dict.fromkeys(item.step.turn for item in items if isinstance(item, Line))
     if items:
-        yield Gap(len(items), tuple(turns))
+        passings = sum(isinstance(item, Passing) for item in items)
+        yield Gap(len(items) - passings, tuple(turns), passings)
 
 
 # ----------------------------------------------------------------------------------- labels

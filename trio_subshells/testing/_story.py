@@ -9,8 +9,10 @@ difference.
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -31,6 +33,7 @@ from ._errors import (
 )
 from ._model import ProtocolViolation
 from ._record import (
+    By,
     Message,
     Place,
     Recorder,
@@ -41,10 +44,14 @@ from ._record import (
     Step,
     Taken,
     Woke,
+    is_ours,
+    is_users_file,
     known_ids,
+    raising_place,
     shorten,
 )
 from ._scenes import (
+    INSIDE,
     Gap,
     Item,
     Led,
@@ -107,9 +114,10 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     ),
 )
 _EXPLANATION: Final = (
-    "What ran{}, in this order (a task runs until it awaits{}, then another may go on)"
+    "What happened, in this order; a task runs until it awaits{}, then another may go on."
 )
 _OR_STOPPED: Final = ", or its thread is stopped"
+_WARDEN: Final = " (warden)"
 _SCREEN: Final = 44
 _ITEMS: Final = 24
 _ITEMS_IN_DETAIL: Final = 100
@@ -118,6 +126,9 @@ _MOST_FAILURES: Final = 2
 _MOST_MESSAGE: Final = 4
 _MOST_CODE: Final = 50
 _MOST_TASK: Final = 24
+_MOST_PATH: Final = 4
+_MUCH_CODE: Final = 28
+_LEAST_CODE: Final = 14
 
 
 @attrs.frozen
@@ -226,12 +237,12 @@ def _how(scene: Scene, finding: Finding) -> Iterator[str]:
     count, of = finding.deviations, finding.found_with
     found = f"Found by {finding.how}."
     if not count:
-        yield f"{found} It fails in the default order, without any context switch."
+        yield f"{found} It needs no context switch: it fails in the default order."
     elif count == of:
         yield f"{found} It takes {_counted(count, 'context switch', 'context switches')}."
     else:
         make = "makes" if count == 1 else "make"
-        yield f"{found} Of its {of} context switches, {count} {make} the difference."
+        yield f"{found} Of its {of} context switches, {count} {make} the difference ({ARROW})."
     yield f"Replay it:  {finding.replay}"
     if finding.picture is not None:
         yield f"Picture:    {finding.picture}"
@@ -266,19 +277,14 @@ class _Table:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         items = scene.items
-        lines = [item for item in items if isinstance(item, Line)]
-        files = {line.row.place.file for line in lines if line.row.place is not None}
-        self._file = os.path.basename(files.pop()) if len(files) == 1 else None  # noqa: PTH119
+        self._lines = lines = [item for item in items if isinstance(item, Line)]
+        self._file = _main_file(scene, lines)
         self._time = max([4, *(len(seconds(item.step.time)) for item in _timed(items))])
         self._task = min(
             _MOST_TASK, max([4, *(len(scene.label(line.step.turn)) for line in lines)])
         )
-        self._where = max(
-            [len(self._where_title()), *(len(self._place(line.row.place)) for line in lines)]
-        )
         codes = [len(code_of(line)) for line in lines]
         self._code = min(_MOST_CODE, max([12, *codes]))
-        self._room = WIDTH - self._time - self._task - self._where - 6
         self._said_time = ""
         self._said_task = ""
 
@@ -287,12 +293,12 @@ class _Table:
         switches = [item for item in self._scene.items if isinstance(item, Switch)]
         marked = bool(switches)
         stopped = any(item.step.stops is not None for item in switches)
-        file = f" in {self._file}" if self._file is not None else ""
-        text = _EXPLANATION.format(file, "" if not stopped else _OR_STOPPED)
-        text += ";" if marked else ":"
+        text = _EXPLANATION.format("" if not stopped else _OR_STOPPED)
         yield from textwrap.wrap(text, WIDTH, break_long_words=False)
         if marked:
-            yield f"{ARROW} is where another one went on than usual, which makes the difference:"
+            yield f"{ARROW} marks where another goes on than by default: that makes the difference."
+        if any(line.step.turn.endswith(_WARDEN) for line in self._lines):
+            yield "An actor's warden is the task that starts it and waits for its end."
         titles = ("time", "task", "line of code", ["what it leads to"], self._where_title())
         yield self._cells(*titles)
         for item in self._scene.items:
@@ -305,7 +311,7 @@ class _Table:
                     wrapped = textwrap.wrap(
                         words, WIDTH, subsequent_indent="    ", break_on_hyphens=False
                     )
-                    yield from wrapped[:2]
+                    yield from wrapped[:3]
                 case Passing():
                     self._said_task = ""
                     words = f"({passing_words(self._scene, item.step, item.row)})"
@@ -326,21 +332,32 @@ class _Table:
             said,
             code_of(line),
             effects_of(self._scene, line),
-            self._place(line.row.place),
+            self._place(place_of(line)),
+            path_of(line),
         )
 
-    def _cells(self, time: str, task: str, code: str, effects: Sequence[str], where: str) -> str:
-        room = self._room
-        followed = _joined(effects, room - min(len(code), 28) - 2)
+    def _cells(
+        self,
+        time: str,
+        task: str,
+        code: str,
+        effects: Sequence[str],
+        where: str,
+        path: Sequence[str] = (),
+    ) -> str:
+        room = WIDTH - self._time - self._task - len(where) - 6
+        if not code:
+            code = _fitting(path, room - len("; ".join(effects)) - 2)
+        followed = _joined(effects, room - 2, len(code))
         if followed and code:
-            code_room = min(self._code, max(room - len(followed) - 2, 28))
+            code_room = min(self._code, max(room - len(followed) - 2, _LEAST_CODE))
             code = shorten(code, code_room)
             column = min(self._code, max(len(code), room - len(followed) - 2))
             text = f"{code:<{column}}  {followed}"
         else:
             text = code or followed
         text = shorten(text, room)
-        return f"{time:>{self._time}}  {task:<{self._task}}  {text:<{room}}  {where:>{self._where}}"
+        return f"{time:>{self._time}}  {task:<{self._task}}  {text:<{room}}  {where}"
 
     def _when(self, step: Step) -> str:
         time = seconds(step.time)
@@ -350,25 +367,56 @@ class _Table:
         return time
 
     def _where_title(self) -> str:
-        return "line" if self._file is not None else ""
+        return "" if self._file is None else f"line of {os.path.basename(self._file)}"  # noqa: PTH119
 
     def _place(self, place: Place | None) -> str:
         if place is None:
             return ""
-        return f"{place.line}" if self._file is not None else place.short
+        return f"{place.line}" if self._file == place.file else place.short
 
 
-def _joined(effects: Sequence[str], room: int) -> str:
-    """What followed, in one line. What is least needed is left out where that is too long."""
+def _main_file(scene: Scene, lines: Sequence[Line]) -> str | None:
+    """The file whose name needn't be said with each of its lines."""
+    files = Counter(
+        line.row.place.file
+        for line in lines
+        if line.row.place is not None and is_users_file(line.row.place.file)
+    )
+    return files.most_common(1)[0][0] if files else None
+
+
+def _fitting(path: Sequence[str], room: int) -> str:
+    """As many of the innermost functions as there is room for."""
+    for start in range(max(0, len(path) - _MOST_PATH), len(path)):
+        if len(text := " › ".join(path[start:])) <= min(room, _MOST_CODE):
+            return text
+    return ""
+
+
+def _joined(effects: Sequence[str], room: int, code: int) -> str:
+    """What followed, in one line. What is least needed is left out where that is too long.
+
+    Args:
+        effects: in words.
+        room: for these and for the line of code.
+        code: how long that is, which may be shortened.
+    """
     words = list(effects)
-    if len("; ".join(words)) > room:
+    if len("; ".join(words)) > room - min(code, _MUCH_CODE):
         words = [each.replace("_request", "", 1) for each in words]
+    for where in (_BY_WHICH_LINE, _IN_WHICH_LINE):
+        if len("; ".join(words)) > room - min(code, _LEAST_CODE):
+            words = [where.sub("", each) for each in words]
     for start in ("wakes ", "waits", "ends"):
-        if len("; ".join(words)) <= room:
+        if len("; ".join(words)) <= room - min(code, _MUCH_CODE):
             break
         if len(words) > 1:
             words = [each for each in words if not each.startswith(start) or each.endswith(_ENDED)]
     return "; ".join(words)
+
+
+_BY_WHICH_LINE: Final = re.compile(r" \([^ ()]+\.py:\d+\)")
+_IN_WHICH_LINE: Final = re.compile(r" in [^ ()]+\.py:\d+")
 
 
 def _timed(items: Sequence[Item]) -> Iterator[Line | Passing]:
@@ -382,7 +430,9 @@ def _timed(items: Sequence[Item]) -> Iterator[Line | Passing]:
 
 def seconds(time: float) -> str:
     """Virtual seconds, short."""
-    return f"{time:.3f}".rstrip("0").rstrip(".") + " s" if time < 100_000 else f"{time:.3g} s"
+    if time >= 100_000:
+        return f"{time:,.0f} s" if time < 1e12 else f"{time:.3g} s"
+    return f"{time:.3f}".rstrip("0").rstrip(".") + " s"
 
 
 def code_of(line: Line) -> str:
@@ -394,11 +444,25 @@ def code_of(line: Line) -> str:
     return f"end of {line.row.place.code}" if line.row.leaves else line.row.place.code
 
 
+def place_of(line: Line) -> Place | None:
+    """The line of code; of what no line of the user's does, the one of our own."""
+    if line.row.place is None and line.row.via is not None:
+        return line.row.via.place
+    return line.row.place
+
+
+def path_of(line: Line) -> tuple[str, ...]:
+    """Which functions of our own code do what no line of the user's does, the innermost last."""
+    if line.row.place is not None or line.row.via is None:
+        return ()
+    return line.row.via.path
+
+
 def effects_of(scene: Scene, line: Line) -> list[str]:
     """What a line led to, in words, in order."""
     row = line.row
     answered = any(
-        isinstance(each, Taken) and each.message.kind == "answer" for each in row.effects
+        isinstance(each, Taken) and each.message.kind in {"answer", "reply"} for each in row.effects
     )
     words = [row.assigned] if row.assigned and not answered else []
     given = {
@@ -420,7 +484,11 @@ def effects_of(scene: Scene, line: Line) -> list[str]:
                 words.append(text)
             former = None
             continue
-        if former is not None and _go_together(former, effect):
+        if former is not None and _are_one_answer(former, effect):
+            what = f" {effect.message.text}"
+            to = scene.label(effect.message.receiver or "nobody")
+            words[-1] = f"{words[-1].removesuffix(what)}, {to}{what}"
+        elif former is not None and _go_together(former, effect):
             text = text.partition(" ")[2]  # "hears busy, idle of execute 'x'"
             words[-1] = f"{words[-1].removesuffix(about)}, {text}{about}"
         else:
@@ -429,12 +497,31 @@ def effects_of(scene: Scene, line: Line) -> list[str]:
             words.append(text + about)
         former = effect
     if line.held:
-        words.insert(0, "at last")
+        words.insert(0, "goes on from here")
     if row.raised is not None:
-        words.append(f"raises {type(row.raised).__name__}")
+        words.append(raised_words(scene, row))
     elif line.end:
         words.append(line.end if line.times == 1 else f"{line.end}, {line.times} times")
     return words
+
+
+def raised_words(scene: Scene, row: Row) -> str:
+    """What a line has raised, and where that comes from, in words."""
+    assert row.raised is not None
+    words = f"raises {type(row.raised).__name__}"
+    if row.struck is not None:
+        return f"{words}, {by_words(scene, row.struck)}"
+    inner = raising_place(row.raised)
+    if inner is None or inner == row.place or not is_ours(inner.file):
+        return words
+    return f"{words} ({inner.short})"
+
+
+def by_words(scene: Scene, by: By) -> str:
+    """By whom something was brought about, and in which line, in words."""
+    words = f"by {scene.label(by.turn)}" if by.turn else ""
+    where = f"({by.place.short})" if by.place is not None else ""
+    return " ".join(filter(None, [words, where]))
 
 
 def _about(scene: Scene, line: Line, effect: Sent | Taken) -> str:
@@ -447,6 +534,16 @@ def _about(scene: Scene, line: Line, effect: Sent | Taken) -> str:
     if about in served or (message.kind == "reply" and _is_last_taken(scene, line, about)):
         return ""
     return f" {'to' if message.kind in {'reply', 'forward'} else 'of'} {about.name}"
+
+
+def _are_one_answer(one: Sent | Taken, other: Sent | Taken) -> bool:
+    """Whether both tell of the same answer, to several."""
+    return (
+        isinstance(one, Sent)
+        and isinstance(other, Sent)
+        and one.message.kind == other.message.kind == "answer"
+        and one.message.text == other.message.text
+    )
 
 
 def _go_together(one: Sent | Taken, other: Sent | Taken) -> bool:
@@ -467,8 +564,11 @@ def _is_last_taken(scene: Scene, line: Line, request: Message) -> bool:
             break
         if isinstance(item, Line) and item.step.turn == line.step.turn:
             for effect in item.row.effects:
-                if isinstance(effect, Taken) and effect.message.kind == "request":
-                    last = effect.message
+                match effect:
+                    case Taken(Message(kind="request") as taken):
+                        last = taken
+                    case Sent(Message(kind="reply")):
+                        last = None  # from now on it has to be said
     return last is request
 
 
@@ -521,8 +621,9 @@ def effect_words(scene: Scene, effect: Sent | Taken | Spawned | Woke | Said) -> 
             return f"cancels {scene.label(turn)}"
         case Woke(turn=turn):
             return f"wakes {scene.label(turn)}"
-        case Said(text):
-            return text
+        case Said(text, by, inside):
+            words = text if by is None else f"{text} {by_words(scene, by)}"
+            return words if inside is None else f"{words} in {inside.short}"
 
 
 def thread_words(scene: Scene, thread: str) -> str:
@@ -545,12 +646,22 @@ def waiting_words(scene: Scene) -> str:
 
 def waiter_words(scene: Scene, waiting: Waiting, most: int) -> str:
     """Who waits in vain, where, and for what; in so many characters, if possible."""
-    place = waiting.place
+    place = waiting.place or waiting.inside
     start = f"{scene.label(waiting.turn)} waits" + (
         "" if place is None else f" at {place.short}:  "
     )
     what = f"  ({waiting.what})" if waiting.what else ""
-    code = "" if place is None else shorten(place.code, max(20, most - len(start) - len(what)))
+    inside = waiting.inside
+    if inside not in {None, place} and not what:
+        assert inside is not None
+        what = f"  (in {inside.function}, {inside.short})"
+        if len(start) + len(what) + _LEAST_CODE > most:
+            what = f"  ({inside.short})"
+    code = (
+        ""
+        if place is None
+        else shorten(place.code, max(_LEAST_CODE, most - len(start) - len(what)))
+    )
     return shorten(f"{start}{code}{what}", most)
 
 
@@ -570,17 +681,27 @@ def switch_words(scene: Scene, switch: Switch) -> str:
     elif step.hears and not step.holds:
         went_on = f"here what was published reaches {on} first{before}"
     elif on and on == kept:
-        return f"here something else comes first, inside of the kernel, and {kept} goes on later"
+        first = _inside_words("something else", switch.went_inside)
+        return f"here {first} comes first, inside of the kernel, and {kept} goes on later"
+    elif switch.delayed.endswith(INSIDE):
+        who = switch.delayed.removesuffix(INSIDE).strip()
+        who = _inside_words(who, switch.kept_inside)
+        if switch.went:
+            went = switch.went
+        else:
+            went = scene.label(step.turn) if step.hidden and not step.inside else on
+            went = f"{_inside_words(went or 'something else', switch.went_inside)} goes on"
+        went_on = f"here {went} before {who} goes on, inside of the kernel"
     elif not on:
-        return "here the order of things inside of the kernel is not the usual one"
+        return "here the order of things inside of the kernel is not the default one"
     elif step.inside and not step.hidden:
         thread = thread_words(scene, step.thread)
         what = (
-            "what run_sync_soon has brought it"
+            "does what it was handed by run_sync_soon"
             if "run_sync_soon" in step.turn
-            else "its own affairs"
+            else "sees to its own affairs"
         )
-        went_on = f"here {thread} sees to {what}{before}"
+        went_on = f"here {thread} {what}{before}"
     elif step.happening and not step.hidden:
         place = f"here this takes place first: {step.turn}"
         return f"{place}; {kept} {_next_words(switch)}" if kept else place
@@ -600,8 +721,15 @@ def switch_words(scene: Scene, switch: Switch) -> str:
     if not kept and step.holds and delayed:
         return f"{went_on}; that is held back until nothing else can happen"
     if not kept:
-        return went_on if delayed else f"{went_on}, sooner than usual"
+        return went_on if delayed else f"{went_on}, sooner than by default"
     return f"{went_on}, which {_next_words(switch)}"
+
+
+def _inside_words(who: str, place: Place | None) -> str:
+    """A part of a kernel, with where it stands in its own code."""
+    if place is None:
+        return who
+    return f"{who} (in {place.function.rpartition('.')[2]}, {place.short})"
 
 
 def _next_words(switch: Switch) -> str:
@@ -610,9 +738,9 @@ def _next_words(switch: Switch) -> str:
         return "was about to begin"
     if switch.about is not None and switch.about.place is not None:
         what = "go on in" if switch.about.resumed else "run"
-        return f"was about to {what} line {switch.about.place.line}: {switch.about.place.code}"
+        return f"was about to {what} {switch.about.place.short}: {switch.about.place.code}"
     if switch.came is not None:
-        return f"had come to line {switch.came.line}: {switch.came.code}"
+        return f"had come to {switch.came.short}: {switch.came.code}"
     return "goes on later"
 
 
@@ -637,6 +765,9 @@ _IN_TIME: Final = {
 def gap_words(scene: Scene, gap: Gap) -> str:
     """What was left out, in words."""
     who = ", ".join(shorten(scene.label(turn), _MOST_TASK) for turn in gap.turns[:4])
-    more = ", …" if len(gap.turns) > 4 else ""
     lines = _counted(gap.lines, "line", "lines")
-    return f"{lines} as usual" + (f" ({who}{more})" if who else "")
+    more = ", …" if len(gap.turns) > 4 else ""
+    words = [f"{lines} left out" + (f" ({who}{more})" if who else "")] if gap.lines else []
+    if gap.passings:
+        words.append(f"time passes, {_counted(gap.passings, 'time', 'times')}")
+    return "; ".join(words)

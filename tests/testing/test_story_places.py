@@ -1,0 +1,156 @@
+"""Where our own code is told of: its lines lead to what is wrong in it."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import trio
+
+import trio_subshells as ts
+from trio_subshells import actors
+from trio_subshells.testing import simulated_kernel
+
+from .stories import Body, CountingKernel, report_of
+
+
+def told(body: Body, *words: str) -> str:
+    """The one line of a report that has these words."""
+    text = report_of(body).text
+    found = [line for line in text.splitlines() if all(word in line for word in words)]
+    assert len(found) == 1, f"{len(found)} lines with {words}:\n{text}"
+    return found[0]
+
+
+def ends_at(line: str, place: str) -> bool:
+    return re.search(rf"{re.escape(place)}:\d+$", line) is not None
+
+
+async def one_cell() -> None:
+    async with simulated_kernel(CountingKernel()) as kernel:
+        assert (await kernel.client.execute("1")).status == "aborted"
+
+
+def test_what_a_kernel_does_by_itself_is_told_with_the_line_of_its_actor() -> None:
+    served = told(one_cell, "serves execute_request '1' of test")
+    assert ends_at(served, "kernel/_subshell.py")
+    assert "_serve_one:" in served
+    assert "publish" not in served  # which is how all of them say so
+
+
+def test_lines_without_a_file_are_of_the_file_that_is_named() -> None:
+    lines = report_of(one_cell).text.splitlines()
+    (title,) = [line for line in lines if line.startswith("time ")]
+    assert title.endswith("line of test_story_places.py")
+    assert re.search(r"raises AssertionError +\d+$", lines[-1])
+    assert any(re.search(r" stories\.py:\d+$", line) for line in lines)
+
+
+async def cancelled_inside() -> None:
+    send, receive = actors.open_channel(1)
+    scope = trio.CancelScope()
+
+    async def reader() -> None:
+        with scope:
+            await receive.receive()
+        raise ValueError("too late")
+
+    async def canceller() -> None:
+        await trio.sleep(1)
+        scope.cancel()
+
+    with send, receive:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            nursery.start_soon(canceller)
+
+
+def test_a_cancellation_is_told_with_who_and_where() -> None:
+    line = told(cancelled_inside, "is cancelled")
+    assert " by canceller " in line
+    assert re.search(r" in actors/_\w+\.py:\d+ ", line)
+
+
+class Loop(ts.Kernel):
+    implementation = "loop"
+    implementation_version = "1"
+    language_info = ts.LanguageInfo(name="numbers")
+
+    async def execute(self, cell: ts.Cell) -> None:
+        def call_back() -> None:
+            self.called = True
+
+        with cell.on_cancel(call_back):
+            await trio.sleep_forever()
+
+
+async def interrupted() -> None:
+    async with simulated_kernel(Loop()) as kernel:
+        cell = kernel.client.execute_soon("1")
+        await cell.output("execute_input")
+        await kernel.interrupt()
+        assert (await cell.done()).status == "ok"
+
+
+def test_a_cell_is_told_with_who_cancels_it() -> None:
+    line = told(interrupted, "await trio.sleep_forever()", "is cancelled")
+    assert "is cancelled by control (kernel/_" in line
+
+
+def test_a_function_of_the_users_is_told_with_who_calls_it() -> None:
+    line = told(interrupted, "self.called = True")
+    assert re.search(r"called at kernel/_\w+\.py:\d+\b", line)
+
+
+async def never_closed() -> None:
+    send, receive = actors.open_channel(1)
+    with send, receive:
+        await receive.receive()
+
+
+def test_who_waits_in_our_code_is_told_with_its_line() -> None:
+    line = told(never_closed, "main waits at test_story_places.py:")
+    assert re.search(r"\(in \w+\.\w+, actors/_\w+\.py:\d+\)$", line)
+
+
+class Dying(actors.Actor):
+    async def run(self, mailbox: actors.Mailbox) -> None:
+        await mailbox.receive()
+
+
+async def unanswered() -> None:
+    async with actors.open_system() as system:
+        dying = await system.spawn(Dying(), name="dying")
+        await dying.ask("hello", timeout=math.inf)
+
+
+def test_what_an_actors_end_does_is_not_told_as_if_the_users_line_did_it() -> None:
+    line = told(unanswered, "answers main ActorTerminated")
+    assert "mailbox.receive()" not in line
+    assert re.search(r" actors/_\w+\.py:\d+$", line)
+
+
+async def named() -> None:
+    async with simulated_kernel(CountingKernel()) as kernel:
+        ask = kernel.client.control_soon
+        first = ask("kernel_info_request")
+        for _ in range(30):
+            await kernel.client.execute("1")
+        assert first.replies == []
+
+
+def test_the_requests_that_the_failing_line_names_are_told() -> None:
+    assert ends_at(told(named, "serves kernel_info_request of test"), "kernel/_control.py")
+    told(named, "sends control kernel_info_request")
+
+
+async def patient() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep, 100)
+        for _ in range(200):
+            await trio.sleep(0.25)
+        raise ValueError("no more")
+
+
+def test_time_that_passes_again_and_again_is_counted() -> None:
+    assert re.search(r"; time passes, \d+ times$", told(patient, "left out"))
