@@ -144,7 +144,7 @@ def test_mermaid_has_lanes_and_only_what_mermaid_knows(body, reports) -> None:
             depth += 1
         elif line == "end":
             depth -= 1
-        elif note := re.fullmatch(r"Note over (T\d+)(?:,(T\d+))?: .+", line):
+        elif note := re.fullmatch(r"Note (?:over|right of) (T\d+)(?:,(T\d+))?: .+", line):
             assert {name for name in note.groups() if name} <= lanes
         elif arrow := re.fullmatch(r"(T\d+)(?:->>|-->>|-x)(T\d+): .+", line):
             assert set(arrow.groups()) <= lanes

@@ -41,7 +41,8 @@ def test_the_line_of_ours_that_has_failed_is_told(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Subshell, "_answer", None)
     text = report_of(one_cell).text
     assert text.startswith("TypeError: 'NoneType' object is not callable\n")
-    (raised, led) = text.splitlines()[1:3]
+    (raised, reached, led) = text.splitlines()[1:4]
+    assert reached.startswith("  reached by ")
     assert raised.startswith("  raised in Subshell._serve_one, kernel/_subshell.py:")
     assert raised.endswith("self._answer(work, content, started)")
     assert led.startswith("  in main shell, which had taken execute '1', sent at test_story_kern")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import xml.etree.ElementTree as ET
 
+import pytest
 import trio
 
 import trio_subshells as ts
 from trio_subshells import actors
+from trio_subshells.kernel._subshell import Subshell
 from trio_subshells.testing import simulated_kernel
 
 from .stories import Body, CountingKernel, report_of
@@ -154,3 +157,62 @@ async def patient() -> None:
 
 def test_time_that_passes_again_and_again_is_counted() -> None:
     assert re.search(r"; time passes, \d+ times$", told(patient, "left out"))
+
+
+async def asked_twice() -> None:
+    async with simulated_kernel(CountingKernel()) as kernel:
+        cells = [kernel.client.execute_soon("1") for _ in range(2)]
+        assert [(await cell.done()).status for cell in cells] == ["ok", "error"]
+
+
+def test_requests_that_say_the_same_are_numbered() -> None:
+    told(asked_twice, "serves execute_request '1' of test")
+    told(asked_twice, "serves execute_request '1' #2 of test")
+
+
+def test_a_failure_of_ours_is_told_with_how_it_was_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Subshell, "_frames", None)
+    lines = report_of(one_cell).text.splitlines()
+    assert lines[1].startswith("  raised in Subshell._answer, kernel/_subshell.py:")
+    assert re.fullmatch(r"  reached by .* › _serve_one:\d+ › _answer:\d+", lines[2])
+
+
+def test_an_error_of_ours_is_told_before_what_is_published_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Subshell, "_run_cell", None)
+    lines = report_of(one_cell).text.splitlines()
+    order = [
+        next(i for i, line in enumerate(lines) if words in line)
+        for words in ("raises TypeError", "publishes error TypeError", "replies error TypeError")
+    ]
+    assert order == sorted(order)
+
+
+def never_served() -> Body:
+    async def body() -> None:
+        async with simulated_kernel(Loop()) as kernel:
+            first = kernel.client.execute_soon("1")
+            kernel.client.execute_soon("2")
+            await first.reply()
+
+    return body
+
+
+def test_a_request_that_nobody_serves_leads_nowhere_in_the_picture() -> None:
+    report = report_of(never_served())
+    assert "sends execute_request '2' (never served)" in report.text
+    root = ET.fromstring(report.svg)
+    (label,) = [each for each in root.iter() if each.text == "execute_request '2'"]
+    lost = [each.get("d") for each in root.iter() if each.get("class") == "lost"]
+    assert len(lost) == 2  # a line, and the cross at its end
+    assert label.get("class") == "label"
+    assert "(never served)" in report.mermaid
+
+
+def test_who_has_cancelled_is_said_in_the_picture() -> None:
+    texts = [each.text or "" for each in ET.fromstring(report_of(interrupted).svg).iter()]
+    after = texts[texts.index("is cancelled") + 1]
+    assert after.startswith("by control (kernel/_")

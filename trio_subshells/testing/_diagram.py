@@ -23,11 +23,13 @@ from ._record import Message, Row, Said, Sent, Spawned, Taken, Woke, is_ours, sh
 from ._scenes import Gap, Item, Line, Passing, Scene, Switch
 from ._story import (
     Finding,
+    by_words,
     code_of,
     gap_words,
     headline,
     passing_words,
     place_of,
+    raised_words,
     seconds,
     switch_words,
     thread_words,
@@ -40,6 +42,7 @@ _MARGIN: Final = 24
 _MONO: Final = 7.0
 _SANS: Final = 6.2
 _MOST_CODE: Final = 34
+_MOST_BY: Final = 40
 _MOST_LABEL: Final = 28
 _LINE: Final = 15
 _PAD: Final = 5
@@ -220,6 +223,8 @@ class _Picture:
         for message in {**self._sent, **self._taken}:
             sender = self._lanes.get(message.sender)
             receiver = self._lanes.get(message.receiver or "")
+            if message.receiver is None and message.kind == "request" and len(self._order) > 1:
+                receiver = self._order[0 if sender is self._order[-1] else -1]
             if sender is not None and receiver is not None and sender is not receiver:
                 yield sender, receiver, _label(message)
 
@@ -273,7 +278,7 @@ class _Picture:
                 case Switch():
                     words = textwrap.wrap(switch_words(self._scene, item), most)
                     each.texts = [("why", line) for line in words]
-                    height = len(words) * 16 + 26
+                    height = len(words) * 16 + (26 if item.kept in self._lanes else 10)
                 case Passing():
                     height = 22
                 case Gap():
@@ -414,6 +419,8 @@ class _Picture:
     def _message(self, message: Message, at: _Drawn) -> None:
         sender = self._lanes[message.sender]
         receiver = self._lanes.get(message.receiver or "")
+        if message.receiver is None and message.kind == "request":
+            self._never_served(message, at)
         if receiver is None or receiver is sender:
             return
         x, y = self._edge(at, receiver)
@@ -423,16 +430,32 @@ class _Picture:
         if message.taken is None:
             end_x, end_y = receiver.x + (6 if receiver.x < x else -6), y + 10
             self._line("lost", x, y, end_x, end_y, None)
-            self._out.append(
-                f'<path class="lost" style="stroke-dasharray:none" '
-                f'd="M{end_x - 5:.1f} {end_y - 5:.1f}l10 10m0 -10l-10 10"/>'
-            )
+            self._cross(end_x, end_y)
         elif target is not None:
             end_x, end_y = self._edge(target, sender)
             self._line(style, x, y, end_x, end_y, "tip")
         else:
             self._line(style, x, y, receiver.x + (2 if receiver.x < x else -2), y + 10, "tip")
         self._label(message, x, y, right=receiver.x > sender.x)
+
+    def _never_served(self, message: Message, at: _Drawn) -> None:
+        """A request that nobody has taken: its arrow leads nowhere."""
+        lane = self._lanes[message.sender]
+        right = lane is not self._order[-1]
+        x, y = lane.x + (self._half(at) if right else -self._half(at)), at.middle
+        end_x = x + (24 if right else -24)
+        self._line("lost", x, y, end_x, y, None)
+        self._cross(end_x, y)
+        label = shorten(message.text, _MOST_LABEL)
+        anchor = "start" if right else "end"
+        away = 10 if right else -10
+        self._text(end_x + away, y + 4, "label", label, anchor=anchor)
+
+    def _cross(self, x: float, y: float) -> None:
+        self._out.append(
+            f'<path class="lost" style="stroke-dasharray:none" '
+            f'd="M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"/>'
+        )
 
     def _height(self, at: _Drawn, message: Message) -> float:
         """Where a message leaves its box, beside others that do."""
@@ -604,6 +627,10 @@ def _mermaid_arrows(line: Line, names: dict[str, str]) -> Iterator[str]:
         if isinstance(effect, Sent):
             message = effect.message
             to = names.get(message.receiver or "")
+            if message.receiver is None and message.kind == "request":
+                yield (
+                    f"Note right of {names[message.sender]}: {_quoted(message.text)} (never served)"
+                )
             if to is None or to == names[message.sender]:
                 continue
             arrow = "-->>" if message.kind in _ANSWERS else "->>"
@@ -730,8 +757,15 @@ def _texts(scene: Scene, lanes: Mapping[str, _Lane], line: Line) -> Iterator[tup
         if isinstance(effect, Said) and effect.text != "cancels":
             style = "code error" if effect.text.startswith(("raises ", "fault: ")) else "muted"
             yield style, shorten(effect.text, _MOST_CODE)
+            if effect.by is not None:
+                yield "muted", shorten(by_words(scene, effect.by), _MOST_BY)
+            if effect.inside is not None:
+                yield "muted", f"in {effect.inside.short}"
     if line.row.raised is not None:
-        yield "code error", f"raises {type(line.row.raised).__name__}"
+        words, by, where = raised_words(scene, line.row).partition(" by ")
+        yield "code error", words.rstrip(",")
+        if by:
+            yield "muted", shorten(f"by {where}", _MOST_BY)
     if place is None and (inner := place_of(line)) is not None:
         yield "code muted", inner.short
 

@@ -383,6 +383,7 @@ class Recorder(_simulation.Recorder):
         self._inputs: list[tuple[str, Message]] = []
         self._last_raised = 0
         self._cancelled_in = -1
+        self._raised_at = (-1, 0)
         self._waited_inside: Place | None = None
         self._inside_of: dict[str, Place] = {}
         self._cancelled_by: dict[trio.CancelScope, By] = {}
@@ -910,12 +911,19 @@ class Recorder(_simulation.Recorder):
                 row = self._row()
                 message = self._message("request", _request(exchange.message), place=row.place)
                 message.name = known_ids(str(exchange))
+                if (number := 1 + self._times_asked(message.text)) > 1:
+                    message.text += f" #{number}"
+                    message.name += f" #{number}"
                 message.exchange = exchange
                 self.requests[exchange.id] = message
                 row.effects.append(Sent(message))
             return exchange
 
         return request
+
+    def _times_asked(self, text: str) -> int:
+        """How often the same has been asked before."""
+        return sum(_NUMBER.sub("", each.text) == text for each in self.requests.values())
 
     def _message(self, kind: str, text: str, **more: Any) -> Message:
         """Something that a kernel or its client sends in this step."""
@@ -929,7 +937,8 @@ class Recorder(_simulation.Recorder):
         place = None if self._step.happening else self._calling_place(sys._getframe(depth))
         if place is not None:
             return self._row(depth + 1)
-        if not rows or rows[-1].place is not None:
+        has_raised = self._raised_at == (self._step.number, len(rows))
+        if not rows or rows[-1].place is not None or has_raised:
             rows.append(Row(None, did=self._via(sys._getframe(depth))))
         return rows[-1]
 
@@ -1216,6 +1225,7 @@ class Recorder(_simulation.Recorder):
                     what = type(error).__name__, text_of(error)
                     where = self._step, len(self._step.rows), _place_of(frame)
                     self._raised_inside[what] = where
+                    self._raised_at = self._step.number, len(self._step.rows)
         return self._trace_inside
 
 
@@ -1338,6 +1348,7 @@ def _is_machinery(task: trio.lowlevel.Task, thread: str) -> bool:
     return name.startswith(_TESTING) and not task.name.endswith(_simulation._ROOT)
 
 
+_NUMBER: Final = re.compile(r" #\d+$")
 _DELIVERY: Final = re.compile(r"(.+) > (\S+) \d+")
 
 
@@ -1478,6 +1489,23 @@ def raising_place(error: BaseException, *, users: bool = False) -> Place | None:
     return found
 
 
+def raising_path(error: BaseException) -> list[str]:
+    """The functions of our own that an exception has come through, ``name:line``, innermost last.
+
+    Of the user's, they are those that the innermost one has called.
+    """
+    path: list[str] = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_users_file(code.co_filename):
+            path.clear()
+        elif is_ours(code.co_filename):
+            path.append(f"{code.co_name}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    return path
+
+
 def calling_place(frame: FrameType | None, *, details: bool = False) -> Place | None:
     """The innermost line of the user's that is being run."""
     while frame is not None:
@@ -1539,14 +1567,21 @@ def _is_stand_in(frame: FrameType) -> bool:
 
 
 def inner_await_place(task: trio.lowlevel.Task) -> Place | None:
-    """The innermost line of our own where a task waits, if it waits in our own code."""
-    found = None
+    """The line of our own where a task waits, if it waits in our own code.
+
+    It is the one of our actor that waits, if one does, else the innermost one.
+    """
+    found = actor = None
     if getattr(task.coro, "cr_frame", task) is None:
         return None
     for frame, line in await_frames(task):
         if line is not None and _is_under_test(frame.f_code.co_filename):
             found = Place(frame.f_code.co_filename, line, _function(frame.f_code))
-    return found if found is not None and is_ours(found.file) else None
+            if isinstance(frame.f_locals.get("self"), Actor):
+                actor = found
+    if found is None or not is_ours(found.file):
+        return None
+    return actor if actor is not None and is_ours(actor.file) else found
 
 
 def await_place(task: trio.lowlevel.Task, *, details: bool = False) -> Place | None:

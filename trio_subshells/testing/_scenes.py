@@ -711,7 +711,7 @@ def _waiting(recorder: Recorder) -> Iterator[Waiting]:
     for turn, place in places.items():
         exchange = recorder.awaited.get(turn)
         if exchange is not None:
-            yield Waiting(turn, place, _missing(exchange))
+            yield Waiting(turn, place, _missing(recorder, exchange))
             continue
         inside = insides[turn] if turn not in recorder.hidden else None
         served = [each for each, own in recorder.serving.items() if own == turn]
@@ -743,9 +743,10 @@ def _unanswered(recorder: Recorder, turn: str, place: Place | None) -> str:
     return ""
 
 
-def _missing(exchange: Exchange) -> str:
+def _missing(recorder: Recorder, exchange: Exchange) -> str:
     """What of an exchange has not come."""
-    request = known_ids(str(exchange))
+    message = recorder.requests.get(exchange.id)
+    request = message.name if message is not None else known_ids(str(exchange))
     if not exchange.replies:
         return f"{request} has no reply"
     if "idle" not in exchange.states:

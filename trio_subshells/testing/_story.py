@@ -47,6 +47,7 @@ from ._record import (
     is_ours,
     is_users_file,
     known_ids,
+    raising_path,
     raising_place,
     shorten,
 )
@@ -178,7 +179,7 @@ def headline(scene: Scene) -> list[str]:
         message = message.partition(AND_WAITING)[0]
     message = known_ids(message)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    lines = text.splitlines()
+    lines = [line for line in text.splitlines() if line.strip() and "Use -v to get" not in line]
     if len(lines) > _MOST_MESSAGE:
         lines[_MOST_MESSAGE - 1 :] = ["  …"]
     return [shorten(line, WIDTH) for line in lines]
@@ -198,6 +199,9 @@ def _what(scene: Scene) -> Iterator[str]:
         yield shorten(f"  {type(cause).__name__}{where}", WIDTH)
     if scene.inner_place is not None:
         yield _at("raised", scene.inner_place)
+        path = raising_path(scene.failure)
+        if len(path) > (1 if scene.place is None else 2):
+            yield f"  reached by {_fitting(path, WIDTH - 13)}"
         if scene.place is not None:
             yield _at("called", scene.place)
         elif scene.led is not None:
@@ -347,7 +351,7 @@ class _Table:
     ) -> str:
         room = WIDTH - self._time - self._task - len(where) - 6
         if not code:
-            code = _fitting(path, room - len("; ".join(effects)) - 2)
+            code = _fitting(path, min(_MOST_CODE, room - len("; ".join(effects)) - 2))
         followed = _joined(effects, room - 2, len(code))
         if followed and code:
             code_room = min(self._code, max(room - len(followed) - 2, _LEAST_CODE))
@@ -385,12 +389,15 @@ def _main_file(scene: Scene, lines: Sequence[Line]) -> str | None:
     return files.most_common(1)[0][0] if files else None
 
 
+def _shorter(path: Sequence[str]) -> Iterator[str]:
+    """A path, each time without one more of its outermost functions."""
+    for start in range(max(0, len(path) - _MOST_PATH), len(path)):
+        yield " › ".join(path[start:])
+
+
 def _fitting(path: Sequence[str], room: int) -> str:
     """As many of the innermost functions as there is room for."""
-    for start in range(max(0, len(path) - _MOST_PATH), len(path)):
-        if len(text := " › ".join(path[start:])) <= min(room, _MOST_CODE):
-            return text
-    return ""
+    return next((text for text in _shorter(path) if len(text) <= room), "")
 
 
 def _joined(effects: Sequence[str], room: int, code: int) -> str:
