@@ -245,6 +245,34 @@ async def test_a_kernel_that_dies_ends_who_waits_for_another_cell() -> None:
 
 
 @explore_schedules(100)
+async def test_a_control_handler_that_fails_ends_who_waits_for_another_cell() -> None:
+    words = WordsKernel()
+    begun = Flag()
+    said: list[str] = []
+
+    @words.cell
+    async def outer(cell: ts.Cell) -> None:
+        subshells = await ts.current_kernel().subshells()
+        [other] = [each for key, each in subshells.items() if key not in (None, cell.subshell.id)]
+        await other.execute("inner", silent=True)
+        said.append("and on it goes")
+
+    @words.cell
+    async def inner(cell: ts.Cell) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    async with simulated_kernel(words) as kernel:
+        await kernel.create_subshell()
+        cell = kernel.client.execute_soon("outer", subshell=await kernel.create_subshell())
+        await begun.wait()
+        kernel.faults.fail_actor("control")
+        kernel.client.control_soon("list_subshell_request")  # that it has something to do
+        await cell.done()
+    assert not said
+
+
+@explore_schedules(100)
 async def test_what_is_in_progress_is_answered_before_the_shutdown() -> None:
     class SlowToSetUp(WordsKernel):
         @asynccontextmanager
@@ -293,3 +321,51 @@ async def test_a_kernel_that_is_cancelled_as_it_starts_ends_in_good_order() -> N
             scope.cancel()
             assert (await running.done()).ename == "KernelShutdown"
             assert (await queued.done()).status == "aborted"
+
+
+@explore_schedules(60)
+async def test_a_kernel_that_is_cancelled_before_it_has_started_answers_everything() -> None:
+    words = SlowToStart()
+    network = Network(the_simulation())
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, words, network, scope)
+        await words.starting.wait()
+        async with early_client(network) as client:
+            cells = [client.execute_soon("say") for _ in range(2)]
+            await client.request("kernel_info_request").reply()
+            creating = client.control_soon("create_subshell_request")
+            await creating.busy()
+            scope.cancel()
+            for cell in cells:
+                assert (await cell.done()).status == "aborted"
+            assert (await creating.done()).ename in {"RuntimeError", "KernelShutdown"}
+    assert words.executed == []
+
+
+@explore_schedules(60)
+async def test_what_is_asked_while_a_start_is_cancelled_has_not_met_a_dead_kernel() -> None:
+    words = SlowToStart()
+    network = Network(the_simulation())
+    scope = trio.CancelScope()
+    ended = trio.Event()
+
+    async def serve_and_tell() -> None:
+        await serve(words, network, scope)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_and_tell)
+        await words.starting.wait()
+        async with early_client(network) as client:
+            await client.request("kernel_info_request").reply()
+            scope.cancel()
+            for _ in range(3):
+                client.execute_soon("say")
+                client.control_soon("create_subshell_request")
+            await ended.wait()
+            for exchange in client.exchanges[1:]:
+                for reply in exchange.replies:  # there is none to what came too late for any
+                    ename = reply.content.get("ename", reply.content["status"])
+                    assert ename in {"aborted", "UnknownSubshell", "RuntimeError", "KernelShutdown"}
+    assert words.executed == []

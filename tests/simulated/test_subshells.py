@@ -43,3 +43,34 @@ async def test_a_subshell_that_dies_answers_everything() -> None:
         assert (await client.execute("late", subshell=subshell)).ename == "UnknownSubshell"
         assert (await elsewhere.done()).status == "ok"
         await check(client)
+
+
+@explore_schedules(100)
+async def test_a_reply_that_has_come_is_not_lost_to_a_cancellation() -> None:
+    """A subshell replies in order: when the second reply is there, so is the first."""
+    words = WordsKernel()
+    begun = Flag()
+    replies: list[str] = []
+
+    @words.cell
+    async def first(cell: ts.Cell) -> None:
+        begun.set()
+        await trio.sleep(1)
+
+    @words.cell
+    async def both(cell: ts.Cell) -> None:
+        async def ask_first() -> None:
+            with scope:
+                replies.append((await subshell.execute("first")).status)
+
+        scope = trio.CancelScope()
+        async with ts.spawn_subshell() as subshell, trio.open_nursery() as nursery:
+            nursery.start_soon(ask_first)
+            await begun.wait()
+            await subshell.execute("second")
+            scope.cancel()
+
+    async with simulated_kernel(words) as kernel:
+        assert (await kernel.client.execute("both")).status == "ok"
+        assert replies == ["ok"]
+        await check(kernel.client)

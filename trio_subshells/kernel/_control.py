@@ -115,6 +115,7 @@ class ControlHandler(Actor):
         self._on_unjoinable = on_unjoinable
         self._lives: dict[str | None, SubshellLife] = {}
         self._adopted = trio.Event()
+        self._unstarted = False
         self._room = Room(kernel.max_subshells, ground.check_room)
         self._starting = AsyncValue(0)  # how many subshells, which aren't in `_lives` yet
         self._shutting_down = False
@@ -176,8 +177,8 @@ class ControlHandler(Actor):
                 letter.reply()
             case WatchDeadline() as deadline:
                 await self._end_in_time(deadline)
-            case Shutdown(timeout, failed):
-                await self._shut_down(timeout, failed=failed)
+            case Shutdown(timeout, failed, unstarted):
+                await self._shut_down(timeout, failed=failed, unstarted=unstarted)
                 letter.reply()
             case Leave():
                 self._on_shutdown()
@@ -470,11 +471,16 @@ class ControlHandler(Actor):
 
     # --------------------------------------------------------------------------------- shutdown
 
-    async def _shut_down(self, timeout: float, *, failed: bool = False) -> None:
+    async def _shut_down(
+        self, timeout: float, *, failed: bool = False, unstarted: bool = False
+    ) -> None:
         """End every subshell, the main shell last to be forgotten; again: wait for that.
 
         It isn't the task of whoever asks first: should that fail, the kernel still ends.
         """
+        if unstarted:
+            self._unstarted = True
+            self._adopted.set()  # nobody is to wait for it any more
         if not self._shutting_down:
             self._shutting_down = True
             self._failed = failed
@@ -502,7 +508,9 @@ class ControlHandler(Actor):
                 nursery.start_soon(end, life)
             if self._starting.value:  # none is begun with any more
                 nursery.start_soon(end_what_is_being_started)
-        if not self._adopted.is_set():  # the shell channel keeps what was asked of the main shell
+        if self._unstarted or not self._adopted.is_set():
+            # The shell channel keeps what was asked of the main shell.
+            await self._shell.ask(RemoveRoute(None), timeout=math.inf)
             await self._shell.ask(
                 GiveUp(None, _given_up(reason, SubshellInfo(None))), timeout=math.inf
             )
@@ -538,8 +546,6 @@ class ControlHandler(Actor):
         stuck: list[str] = []
 
         async def end(life: SubshellLife) -> None:
-            if life.guards.closed is None:
-                life.guards.close(EndReason.DIED)
             with suppress(ActorTerminated):
                 await self._shell.ask(RemoveRoute(life.info.id), timeout=math.inf)
             life.ref.cancel()
@@ -556,8 +562,12 @@ class ControlHandler(Actor):
             with suppress(ActorTerminated):
                 await self._shell.ask(last, timeout=math.inf)
 
+        lives = list(self._lives.values())
+        for life in lives:  # all, before any can have ended: a cell may wait for another one's
+            if life.guards.closed is None:
+                life.guards.close(EndReason.DIED)
         async with trio.open_nursery() as nursery:
-            for life in self._lives.values():
+            for life in lives:
                 nursery.start_soon(end, life)
         self._answer_what_is_left(failure)
         if stuck:

@@ -488,14 +488,17 @@ class CellGuard:
                 self._hit_in = self.ends
         return all(struck)
 
-    def cancel_if_ending(self, generation: int) -> None:
-        """Rung 1, by the cell itself, if it is to end.
+    def cancel_if_ending(self, generation: int) -> bool:
+        """Rung 1, by the cell itself, if it is to end; returns whether it, or all around it, is.
 
         In a trio loop. The ladder has told the cell's loop so, too, or does it at this moment.
         """
-        ending = self._reason is not None and self._is_running(generation)
-        if ending and trio.lowlevel.current_trio_token() is self._token:
+        if trio.lowlevel.current_trio_token() is not self._token:
+            return False
+        if self._reason is not None and self._is_running(generation):
             self._scope.cancel()
+        status = self._scope._cancel_status  # says it of the scopes around this one, too
+        return status is not None and status.effectively_cancelled
 
     def strike_leftovers(self) -> None:
         """Strike whatever cells have left running, once no other cell starts."""
@@ -674,10 +677,10 @@ async def checkpoint_if_ending() -> None:
     """For a cell that has got what it waited for: if it is to end, or its kernel, it ends here.
 
     That may be why it has got it: when several cells are to end, one of them may wait for another.
+    What a scope of the cell's own cancels keeps what it has got, until its next checkpoint.
     """
     cell = _cell.get()
-    if cell is not None:
-        cell.guard.cancel_if_ending(cell.generation)
+    if cell is not None and cell.guard.cancel_if_ending(cell.generation):
         await trio.lowlevel.checkpoint_if_cancelled()
 
 

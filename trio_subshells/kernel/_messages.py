@@ -303,10 +303,12 @@ class Shutdown:
     Attributes:
         timeout: seconds for that.
         failed: it is no client's wish: the kernel has failed.
+        unstarted: there is no main shell, and there will be none.
     """
 
     timeout: float
     failed: bool = False
+    unstarted: bool = False
 
 
 @attrs.frozen

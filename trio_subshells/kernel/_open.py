@@ -48,6 +48,7 @@ from ..wire import (
     WireSession,
     read_startup_file,
 )
+from ._faults import without_cancelled
 from ._ground import Ground, open_zmq_ground
 from ._guard import Raiser, SubshellGuards
 from ._io import IOThread, ports_of
@@ -119,22 +120,23 @@ async def open_kernel(
     urls, options = _addresses(connection)
     with one_as_itself(), open_ground() as ground:
         async with _open_shielded_system(ground.transport) as system:
-            io = await system.spawn(
-                IOThread(
-                    kernel,
-                    ground,
-                    session,
-                    urls,
-                    options,
-                    partial(token.run_sync_soon, closed.set),
-                    on_unjoinable or _wait_for_them,
-                    until,
-                ),
-                name="io",
-                host=ThreadHost(),
-            )
-            parts: IOParts = await io.ask(WhatIsThere(), timeout=math.inf)
-            nest = await system.spawn(Nest(), name="nest", host=TaskHost())
+            with trio.CancelScope(shield=True):  # for a moment: then clients can ask already
+                io = await system.spawn(
+                    IOThread(
+                        kernel,
+                        ground,
+                        session,
+                        urls,
+                        options,
+                        partial(token.run_sync_soon, closed.set),
+                        on_unjoinable or _wait_for_them,
+                        until,
+                    ),
+                    name="io",
+                    host=ThreadHost(),
+                )
+                parts: IOParts = await io.ask(WhatIsThere(), timeout=math.inf)
+                nest = await system.spawn(Nest(), name="nest", host=TaskHost())
             running = RunningKernel(system, parts, session, _actual(connection, parts.urls), closed)
             wiring = Wiring(
                 session,
@@ -148,7 +150,7 @@ async def open_kernel(
                 running,
                 make_raiser,
             )
-            async with kernel.lifespan(running):
+            async with _answered_if_cancelled(running), kernel.lifespan(running):
                 guards = SubshellGuards()
                 main = await system.spawn(
                     Subshell(kernel, SubshellInfo(None), wiring, guards, make_raiser),
@@ -164,6 +166,20 @@ async def open_kernel(
                     yield running
                 finally:
                     await _shut_down(parts.control)
+
+
+@asynccontextmanager
+async def _answered_if_cancelled(running: RunningKernel) -> AsyncIterator[None]:
+    """Shut down a kernel whose start is cancelled: clients may have asked already.
+
+    A start that fails is a kernel that fails; that is told to them by others.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if running._main is None and without_cancelled(error) is None:
+            await _shut_down(running._parts.control, unstarted=True)
+        raise
 
 
 @asynccontextmanager
@@ -217,10 +233,10 @@ def _leaves(error: BaseException, notes: list[str]) -> list[BaseException]:
     return [error]
 
 
-async def _shut_down(control: ActorRef) -> None:
+async def _shut_down(control: ActorRef, *, unstarted: bool = False) -> None:
     with trio.CancelScope(shield=True):
         try:
-            await control.ask(Shutdown(SHUTDOWN_TIMEOUT), timeout=math.inf)
+            await control.ask(Shutdown(SHUTDOWN_TIMEOUT, unstarted=unstarted), timeout=math.inf)
         except ActorTerminated:
             _log.debug("the kernel ended before it was shut down")
 

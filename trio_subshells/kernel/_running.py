@@ -232,8 +232,9 @@ class SubshellHandle:
         """Execute a cell, after what is queued there already, and wait for its reply.
 
         Called from a cell, the output appears as that cell's. An error of the code is a reply, not
-        an exception. Cancelled, the cell is not: `interrupt` the subshell, or leave its block. If
-        the calling cell is to end as well, it is cancelled here, also if there is a reply by then.
+        an exception. Cancelled, the cell is not: `interrupt` the subshell, or leave its block. A
+        reply that has come by then is returned all the same; but if the calling cell is to end as
+        well, it is cancelled here.
 
         Args:
             code: what to execute.

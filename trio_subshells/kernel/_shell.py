@@ -207,6 +207,8 @@ class ShellChannel(Actor):
                 letter.reply()
             case RemoveRoute(subshell_id):
                 self._routes.pop(subshell_id, None)
+                if subshell_id is None:
+                    self._started = True  # or it won't be any more
                 letter.reply()
             case AbortPending(subshell_id):
                 letter.reply(self._abort(subshell_id))
