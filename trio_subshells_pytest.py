@@ -144,8 +144,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         tests = sum("schedules" in each for each in told)
         terminalreporter.write_sep("-", "schedules")
         terminalreporter.write_line(
-            f"{schedules:,} schedules in {seconds:.1f} s, explored by {tests} "
-            f"{'test' if tests == 1 else 'tests'}"
+            f"{schedules:,} {'schedule' if schedules == 1 else 'schedules'} in {seconds:.1f} s, "
+            f"explored by {tests} {'test' if tests == 1 else 'tests'}"
         )
 
 

@@ -117,6 +117,10 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
 _EXPLANATION: Final = (
     "What happened, in this order; a task runs until it awaits{}, then another may go on."
 )
+_DECIDES: Final = (
+    "marks where another goes on than by default (the one that runs, else the oldest): "
+    "it makes the difference."
+)
 _OR_STOPPED: Final = ", or its thread is stopped"
 _WARDEN: Final = " (warden)"
 _SCREEN: Final = 44
@@ -300,7 +304,7 @@ class _Table:
         text = _EXPLANATION.format("" if not stopped else _OR_STOPPED)
         yield from textwrap.wrap(text, WIDTH, break_long_words=False)
         if marked:
-            yield f"{ARROW} marks where another goes on than by default: that makes the difference."
+            yield f"{ARROW} {_DECIDES}"
         if any(line.step.turn.endswith(_WARDEN) for line in self._lines):
             yield "An actor's warden is the task that starts it and waits for its end."
         titles = ("time", "task", "line of code", ["what it leads to"], self._where_title())
