@@ -216,3 +216,13 @@ def test_who_has_cancelled_is_said_in_the_picture() -> None:
     texts = [each.text or "" for each in ET.fromstring(report_of(interrupted).svg).iter()]
     after = texts[texts.index("is cancelled") + 1]
     assert after.startswith("by control (kernel/_")
+
+
+def test_a_kernels_reply_is_not_told_as_if_the_users_line_gave_it() -> None:
+    line = told(one_cell, "replies ok")
+    assert ends_at(line, "kernel/_subshell.py")
+    assert "self.total" not in line
+
+
+def test_who_helps_to_send_is_not_told_but_who_sends() -> None:
+    assert ends_at(told(unanswered, "answers main ActorTerminated"), "actors/_supervision.py")

@@ -972,6 +972,8 @@ class Recorder(_simulation.Recorder):
         self._replies[msg_id] = message
         if not step.rows or any(_stands_alone(each) for each in step.rows[-1].effects):
             step.rows.append(Row(None))
+        elif step.rows[-1].place is not None and how is not None:
+            step.rows.append(Row(None))  # the user's line does not reply
         step.rows[-1].effects.append(Sent(message))
 
     def _forwarding(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -1518,10 +1520,11 @@ def calling_place(frame: FrameType | None, *, details: bool = False) -> Place | 
 def via(frame: FrameType | None) -> Via | None:
     """How our own code, called by none of the user's, has come to where it is.
 
-    Its line is that of the actor which does it, if one is on the stack: what helps it to send is
-    the same for all.
+    Its line is that of the actor which does it, if one is on the stack, else that which has called
+    into the innermost module: what helps to send, to wake or to strike is the same for all.
     """
     inner: Place | None = None
+    line: Place | None = None
     actor: object = None
     path: list[str] = []
     former = ""
@@ -1533,15 +1536,16 @@ def via(frame: FrameType | None) -> Via | None:
             owner = frame.f_locals.get("self")
             if actor is not None and owner is not actor:
                 break
-            if inner is None or (actor is None and isinstance(owner, Actor)):
-                inner = _place_of(frame)
-            if isinstance(owner, Actor):
-                actor = owner
+            inner = inner or _place_of(frame)
+            if actor is None and isinstance(owner, Actor):
+                line, actor = _place_of(frame), owner
+            elif line is None and code.co_filename != inner.file:
+                line = _place_of(frame)
             if code.co_name not in {*_SAYING, former}:
                 path.append(f"{code.co_name}:{frame.f_lineno}")
             former = code.co_name
         frame = frame.f_back
-    return Via(inner, tuple(reversed(path))) if inner is not None else None
+    return Via(line or inner, tuple(reversed(path))) if inner is not None else None
 
 
 def _calling_back(frame: FrameType) -> Place | None:

@@ -463,6 +463,8 @@ def _goes_with(former: Row, row: Row) -> bool:
         return False
     effect = row.effects[0]
     if isinstance(effect, Sent) and effect.message.kind == "reply":
+        if former.place is not None and effect.message.via is not None:
+            return False  # the user's line does not reply
         return not any(isinstance(each, Sent) for each in former.effects)
     return False
 

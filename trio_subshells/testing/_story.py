@@ -133,7 +133,8 @@ _MOST_CODE: Final = 50
 _MOST_TASK: Final = 24
 _MOST_PATH: Final = 4
 _MUCH_CODE: Final = 28
-_LEAST_CODE: Final = 14
+_LEAST_CODE: Final = 10
+_LEAST_CODE_WAITED: Final = 20
 
 
 @attrs.frozen
@@ -666,12 +667,12 @@ def waiter_words(scene: Scene, waiting: Waiting, most: int) -> str:
     if inside not in {None, place} and not what:
         assert inside is not None
         what = f"  (in {inside.function}, {inside.short})"
-        if len(start) + len(what) + _LEAST_CODE > most:
+        if len(start) + len(what) + _LEAST_CODE_WAITED > most:
             what = f"  ({inside.short})"
     code = (
         ""
         if place is None
-        else shorten(place.code, max(_LEAST_CODE, most - len(start) - len(what)))
+        else shorten(place.code, max(_LEAST_CODE_WAITED, most - len(start) - len(what)))
     )
     return shorten(f"{start}{code}{what}", most)
 
