@@ -21,7 +21,7 @@ with trio.CancelScope(shield=True):
     await trio.sleep(0.2)""",
     "spawn": """\
 async with spawn_subshell() as subshell:
-    await subshell.execute("1 + 1", silent=True)""",
+    await subshell.execute("1 + 1")""",
     "await": "await trio.sleep_forever()",
     "block": "time.sleep(1e6)",
     "catch": """\

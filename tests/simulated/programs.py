@@ -162,7 +162,7 @@ class ProgramKernel(ts.Kernel):
                 async with ts.spawn_subshell() as subshell:
                     count = len(await ts.current_kernel().subshells()) - 1
                     assert count <= (self.max_subshells or count), "more than there may be"
-                    await subshell.execute("inner: nap", silent=True)
+                    await subshell.execute("inner: nap")
             case "shield":
                 with trio.CancelScope(shield=True):
                     await trio.sleep(3)

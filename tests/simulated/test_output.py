@@ -202,3 +202,22 @@ async def test_idle_is_the_last_that_is_heard_of_who_was_given_up() -> None:
     await in_threads(goes_on=goes_on, gives_up=gives_up)
     port.flush()
     assert said[-1] == "idle"
+
+
+@explore_schedules(20)
+async def test_a_silent_cell_is_silent_about_what_it_executes_elsewhere() -> None:
+    words = WordsKernel()
+
+    @words.cell
+    async def asks(cell: ts.Cell) -> None:
+        async with ts.spawn_subshell() as subshell:
+            await subshell.execute("say")
+
+    async with simulated_kernel(words) as kernel:
+        quiet = kernel.client.execute_soon("asks", silent=True)
+        loud = kernel.client.execute_soon("asks")
+        assert (await quiet.done()).status == "ok"
+        assert (await loud.done()).status == "ok"
+        assert set(quiet.types) == {"status"}
+        assert loud.text() == "say"
+        await check(kernel.client)

@@ -243,8 +243,8 @@ class SubshellHandle:
             give_up_after: seconds after that, in which it has to have ended. If it can't be, as it
                 is in a call into C, the reply is that error without it; until the call returns, the
                 replies to whatever else is asked here are errors, ``ShellOccupied``.
-            silent: publish nothing.
-            store_history: let it count.
+            silent: publish nothing; called from a silent cell, it is silent in any case.
+            store_history: let it count, unless it is silent.
             user_expressions: what to evaluate afterwards, by name.
             stop_on_error: abort what is queued behind it, if it fails.
         """
@@ -255,11 +255,12 @@ class SubshellHandle:
                 f"give_up_after must be a positive number of seconds, not {give_up_after!r}"
             )
         here = place.get(None)
+        outer = None if here is None else here.cell
         request = self._kernel._session.message(
             "execute_request",
             {
                 "code": code,
-                "silent": silent,
+                "silent": silent or (outer is not None and outer.silent),
                 "store_history": store_history,
                 "user_expressions": dict(user_expressions or {}),
                 "allow_stdin": False,
@@ -272,7 +273,7 @@ class SubshellHandle:
         )
         content = await self._kernel._ask(
             self._kernel._parts.shell,
-            Submit(request, None if here is None or here.cell is None else here.cell._outlet),
+            Submit(request, None if outer is None else outer._outlet),
         )
         return ExecuteReply(content["status"], content)
 
