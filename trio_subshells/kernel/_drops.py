@@ -2,7 +2,9 @@
 
 Every message that a kernel drops, on whatever channel and for whatever reason, is entered here. The
 first of each channel and reason is logged at once, in words; those that follow are summed up in one
-line after `SUMMARY_INTERVAL`, and in one more at the end. The counts are in `KernelStatistics`.
+line after `SUMMARY_INTERVAL`, and in one more at the end. As long as it goes on, each line is twice
+as long in coming as the one before: somebody may knock for days at a port that was another
+kernel's. The counts are in `KernelStatistics`.
 
 The state is one entry for each channel and reason, and of both there are only so many.
 """
@@ -21,7 +23,10 @@ from ..wire import MalformedReason
 _log = logging.getLogger("trio_subshells.kernel")
 
 SUMMARY_INTERVAL: Final = 10.0
-"""Seconds between two lines about the same thing."""
+"""Seconds between the first two lines about the same thing."""
+
+LONGEST_INTERVAL: Final = 3600.0
+"""Seconds that may come between two later ones."""
 
 _LONGEST: Final = 300
 """Characters of what others have sent that go into a line."""
@@ -98,12 +103,16 @@ class Drops:
 
     async def tell(self) -> None:
         """Log what has come together, now and then; until cancelled, and then the rest."""
+        pause, summed_up = SUMMARY_INTERVAL, trio.current_time()
         try:
             while True:
                 if all(entry.told == entry.count for entry in self._entries.values()):
                     await self._untold.park()
-                await trio.sleep(SUMMARY_INTERVAL)
+                if trio.current_time() >= summed_up + pause:  # it was quiet meanwhile
+                    pause = SUMMARY_INTERVAL
+                await trio.sleep(pause)
                 self._sum_up()
+                pause, summed_up = min(2 * pause, LONGEST_INTERVAL), trio.current_time()
         finally:
             self._sum_up()
 

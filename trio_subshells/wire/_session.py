@@ -299,7 +299,8 @@ class Receiver:
         if not hmac.compare_digest(digest.hex().encode("ascii"), signature):
             raise MalformedMessage(
                 MalformedReason.BAD_SIGNATURE,
-                "the signature isn't valid: the sender has another key or signature scheme"
+                "the signature isn't valid: the sender has another key or signature scheme, "
+                "as another kernel's client has"
                 if signature
                 else "the message isn't signed, but this connection has a key",
             )
