@@ -22,9 +22,9 @@ import trio_subshells as ts
 from trio_subshells.kernel import DropReason, _channels, _control, _shell
 from trio_subshells.sockets import Socket, open_context
 from trio_subshells.testing import Client, Exchange
-from trio_subshells.wire import Channel, ConnectionInfo, MalformedReason, Message, WireSession
+from trio_subshells.wire import Channel, MalformedReason, Message, WireSession
 
-from .helpers import CellsKernel, Flag, Served, open_client, served
+from .helpers import CellsKernel, Flag, Served, local_connection, open_client, served
 
 CHANNELS: tuple[Channel, ...] = ("shell", "control")
 SIGNATURE, HEADER, PARENT, METADATA, CONTENT = range(1, 6)  # where they are in a client's frames
@@ -654,7 +654,7 @@ async def test_clients_that_come_and_go() -> None:
 
 
 async def test_no_connection_no_drops() -> None:
-    async with ts.open_kernel(Willing(), ConnectionInfo.local()) as running:
+    async with ts.open_kernel(Willing(), local_connection()) as running:
         assert (await running.statistics()).dropped == ()
 
 

@@ -63,7 +63,10 @@ class Service:
 
     def receive(self) -> tuple[bytes, dict[str, Any]]:
         """Wait for a kernel; return its identity and what it says."""
-        identity, delimiter, signature, content = self.socket.recv_multipart()
+        frames: list[bytes] = []
+        while len(frames) != 4:  # a kernel's client may knock at a port that was its kernel's
+            frames = self.socket.recv_multipart()
+        identity, delimiter, signature, content = frames
         assert delimiter == b"<IDS|MSG>"
         assert signature == hmac.new(KEY, content, hashlib.sha256).hexdigest().encode()
         said = json.loads(content)
@@ -208,8 +211,8 @@ async def test_an_answer_of_somebody_without_the_key_is_none(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, lie_then_answer)
             await register(where, ConnectionInfo(), timeout=HANG)
-    (said,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
-    assert f"tcp://127.0.0.1:{service.port}" in said
+    warnings = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    (said,) = [each for each in warnings if f"tcp://127.0.0.1:{service.port}" in each]
     assert "isn't signed" in said
 
 

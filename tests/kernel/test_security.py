@@ -29,7 +29,7 @@ from trio_subshells.wire import (
     WireSession,
 )
 
-from .helpers import HANG, CellsKernel, served
+from .helpers import HANG, CellsKernel, local_connection, served
 
 KINDS: dict[Channel, int] = {
     "shell": zmq.DEALER,
@@ -77,7 +77,7 @@ def encrypted(**changes: Any) -> ConnectionInfo:
     """A new connection with keys for CURVE, as jupyter_client provides them."""
     public, secret = zmq.curve_keypair()
     keys = {"curve_publickey": public, "curve_secretkey": secret}
-    return attrs.evolve(ConnectionInfo.local(), **keys, **changes)
+    return attrs.evolve(local_connection(), **keys, **changes)
 
 
 @asynccontextmanager
@@ -233,7 +233,7 @@ async def test_what_is_said_cant_be_read_on_the_way(
 
         async def relay(client: trio.SocketStream) -> None:
             assert connection is not None
-            there = await trio.open_tcp_stream("127.0.0.1", connection.iopub_port)
+            there = await trio.open_tcp_stream(connection.ip, connection.iopub_port)
             async with there, trio.open_nursery() as pumps:
                 pumps.start_soon(pump, client, there)
                 pumps.start_soon(pump, there, client)
