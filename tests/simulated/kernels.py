@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -104,11 +105,11 @@ def answered_before(client: Client, first: Exchange, second: Exchange) -> bool:
     return numbers[0] < numbers[1]
 
 
-def tasks_of(thread: str) -> int:
-    """How many tasks there are in the loop of a simulated thread."""
+def tasks_of(thread: str) -> Counter[str]:
+    """The tasks in the loop of a simulated thread, by their names."""
     simulation = the_simulation()
     [loop] = [each.loop for each in simulation.threads if each.name == thread]
-    return len(loop.runner.tasks)
+    return Counter(task.name for task in loop.runner.tasks)
 
 
 async def check(client: Client) -> None:

@@ -13,8 +13,10 @@ import trio_subshells as ts
 from trio_subshells import actors
 from trio_subshells.kernel._subshell import Subshell
 from trio_subshells.testing import simulated_kernel
+from trio_subshells.testing._record import Said
+from trio_subshells.testing._scenes import Line
 
-from .stories import Body, CountingKernel, report_of
+from .stories import Body, CountingKernel, report_of, scene_of
 
 
 def told(body: Body, *words: str) -> str:
@@ -113,7 +115,7 @@ async def never_closed() -> None:
 
 def test_who_waits_in_our_code_is_told_with_its_line() -> None:
     line = told(never_closed, "main waits at test_story_places.py:")
-    assert re.search(r"\(in \w+\.\w+, actors/_\w+\.py:\d+\)$", line)
+    assert re.search(r"\(in Queue\.get, actors/_queue\.py:\d+\)$", line)
 
 
 class Dying(actors.Actor):
@@ -226,3 +228,16 @@ def test_a_kernels_reply_is_not_told_as_if_the_users_line_gave_it() -> None:
 
 def test_who_helps_to_send_is_not_told_but_who_sends() -> None:
     assert ends_at(told(unanswered, "answers main ActorTerminated"), "actors/_supervision.py")
+
+
+def test_with_details_only_the_users_functions_are_told_with_who_calls_them() -> None:
+    scene = scene_of(interrupted, 1_000, details=True)
+    called = [
+        item.row.place.short
+        for item in scene.items
+        if isinstance(item, Line) and item.row.place is not None
+        for effect in item.row.effects
+        if isinstance(effect, Said) and effect.text.startswith("called at ")
+    ]
+    assert called
+    assert all(each.startswith("test_story_places.py:") for each in called)

@@ -27,7 +27,7 @@ import site
 import sys
 import sysconfig
 import tokenize
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import (
@@ -1163,7 +1163,7 @@ class Recorder(_simulation.Recorder):
         for leaf in leaves(error):
             if isinstance(leaf, _PASSING) or any(each is leaf for each, _ in self.raised):
                 continue
-            place = raising_place(leaf)
+            place = _actors_place(leaf) or raising_place(leaf)
             if place is not None and not (rows and _same_line(rows[-1].place, place)):
                 rows.append(Row(place, resumed=True))
             self._note_raised(leaf, rows[-1] if rows else None)
@@ -1491,6 +1491,20 @@ def raising_place(error: BaseException, *, users: bool = False) -> Place | None:
     return found
 
 
+def _actors_place(error: BaseException) -> Place | None:
+    """The innermost line of an actor of our own that an exception has come through."""
+    found = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if is_users_file(frame.f_code.co_filename):
+            found = None
+        elif is_ours(frame.f_code.co_filename) and isinstance(frame.f_locals.get("self"), Actor):
+            found = Place(frame.f_code.co_filename, traceback.tb_lineno, _function(frame.f_code))
+        traceback = traceback.tb_next
+    return found
+
+
 def raising_path(error: BaseException) -> list[str]:
     """The functions of our own that an exception has come through, ``name:line``, innermost last.
 
@@ -1517,17 +1531,28 @@ def calling_place(frame: FrameType | None, *, details: bool = False) -> Place | 
     return None
 
 
-def via(frame: FrameType | None) -> Via | None:
-    """How our own code, called by none of the user's, has come to where it is.
+def _telling(chain: Sequence[tuple[Place, object]]) -> Place | None:
+    """Which of several lines of our own, that call each other, says most.
 
-    Its line is that of the actor which does it, if one is on the stack, else that which has called
-    into the innermost module: what helps to send, to wake or to strike is the same for all.
+    It is that of the actor, if one is among them, else the one that calls into the innermost
+    module: what helps to send, to wait or to strike is the same for all.
+
+    Args:
+        chain: each line, and whose method it is in, the innermost first.
     """
-    inner: Place | None = None
-    line: Place | None = None
-    actor: object = None
+    if not chain:
+        return None
+    innermost = chain[0][0]
+    of_actor = (place for place, owner in chain if isinstance(owner, Actor))
+    elsewhere = (place for place, _ in chain if place.file != innermost.file)
+    return next(of_actor, next(elsewhere, innermost))
+
+
+def via(frame: FrameType | None) -> Via | None:
+    """How our own code, called by none of the user's, has come to where it is."""
+    chain: list[tuple[Place, object]] = []
     path: list[str] = []
-    former = ""
+    actor: object = None
     while frame is not None:
         code = frame.f_code
         if is_users_file(code.co_filename):
@@ -1536,56 +1561,48 @@ def via(frame: FrameType | None) -> Via | None:
             owner = frame.f_locals.get("self")
             if actor is not None and owner is not actor:
                 break
-            inner = inner or _place_of(frame)
-            if actor is None and isinstance(owner, Actor):
-                line, actor = _place_of(frame), owner
-            elif line is None and code.co_filename != inner.file:
-                line = _place_of(frame)
-            if code.co_name not in {*_SAYING, former}:
-                path.append(f"{code.co_name}:{frame.f_lineno}")
-            former = code.co_name
+            actor = owner if isinstance(owner, Actor) else None
+            former = chain[0][0].function if chain else ""
+            chain.insert(0, (_place_of(frame), owner))
+            if code.co_name not in _SAYING and former.rpartition(".")[2] != code.co_name:
+                path.insert(0, f"{code.co_name}:{frame.f_lineno}")
         frame = frame.f_back
-    return Via(line or inner, tuple(reversed(path))) if inner is not None else None
+    place = _telling(chain[::-1])
+    return Via(place, tuple(path)) if place is not None else None
 
 
 def _calling_back(frame: FrameType) -> Place | None:
     """The line of our own that calls the user's function, if it isn't a task's or a generator."""
-    if frame.f_code.co_flags & _NO_CALL:
+    if frame.f_code.co_flags & _NO_CALL or not is_users_file(frame.f_code.co_filename):
         return None
+    chain: list[tuple[Place, object]] = []
     caller = frame.f_back
-    while caller is not None and not _is_under_test(caller.f_code.co_filename):
-        if caller.f_code.co_filename.startswith(_TESTING) and not _is_stand_in(caller):
-            return None
+    while caller is not None and not is_users_file(caller.f_code.co_filename):
+        file = caller.f_code.co_filename
+        if is_ours(file):
+            chain.append((_place_of(caller), None))
+        elif not chain and file.startswith(_TESTING) and file != _process.__file__:
+            return None  # it is the simulator that calls
         caller = caller.f_back
-    if caller is None or not is_ours(caller.f_code.co_filename):
-        return None
-    return _place_of(caller)
+    return _telling(chain)
 
 
 _NO_CALL: Final = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
-def _is_stand_in(frame: FrameType) -> bool:
-    """Whether it only pauses before it does what was called."""
-    return frame.f_code.co_filename == _process.__file__
-
-
 def inner_await_place(task: trio.lowlevel.Task) -> Place | None:
-    """The line of our own where a task waits, if it waits in our own code.
-
-    It is the one of our actor that waits, if one does, else the innermost one.
-    """
-    found = actor = None
+    """The line of our own where a task waits, if it waits in our own code."""
     if getattr(task.coro, "cr_frame", task) is None:
         return None
+    chain: list[tuple[Place, object]] = []
     for frame, line in await_frames(task):
-        if line is not None and _is_under_test(frame.f_code.co_filename):
-            found = Place(frame.f_code.co_filename, line, _function(frame.f_code))
-            if isinstance(frame.f_locals.get("self"), Actor):
-                actor = found
-    if found is None or not is_ours(found.file):
-        return None
-    return actor if actor is not None and is_ours(actor.file) else found
+        code = frame.f_code
+        if is_users_file(code.co_filename):
+            chain.clear()
+        elif line is not None and is_ours(code.co_filename):
+            place = Place(code.co_filename, line, _function(code))
+            chain.insert(0, (place, frame.f_locals.get("self")))
+    return _telling(chain)
 
 
 def await_place(task: trio.lowlevel.Task, *, details: bool = False) -> Place | None:
