@@ -13,8 +13,9 @@ import trio_subshells as ts
 from trio_subshells import actors
 from trio_subshells.kernel._subshell import Subshell
 from trio_subshells.testing import simulated_kernel
-from trio_subshells.testing._record import Said
-from trio_subshells.testing._scenes import Line
+from trio_subshells.testing._record import Said, Step
+from trio_subshells.testing._scenes import Line, Switch
+from trio_subshells.testing._story import switch_words
 
 from .stories import Body, CountingKernel, report_of, scene_of
 
@@ -241,3 +242,38 @@ def test_with_details_only_the_users_functions_are_told_with_who_calls_them() ->
     ]
     assert called
     assert all(each.startswith("test_story_places.py:") for each in called)
+
+
+class Curious(ts.Kernel):
+    implementation = "curious"
+    implementation_version = "1"
+    language_info = ts.LanguageInfo(name="questions")
+
+    async def execute(self, cell: ts.Cell) -> None:
+        await cell.input("who? ")
+
+
+async def asks_in_vain() -> None:
+    async with simulated_kernel(Curious()) as kernel:
+        assert (await kernel.client.execute("1", allow_stdin=False)).status == "ok"
+
+
+def test_an_error_that_the_users_line_has_seen_is_told_there_only() -> None:
+    line = told(asks_in_vain, "raises InputNotAllowed")
+    assert 'await cell.input("who? ")' in line
+    assert re.search(r"\((actors|kernel)/_\w+\.py:\d+\)", line)
+
+
+def test_what_a_thread_was_handed_is_no_task_by_its_name() -> None:
+    step = Step(
+        9,
+        0.0,
+        "main<TrioToken.run_sync_soon task>",
+        "main",
+        inside=True,
+        holds=True,
+        instead="main",
+    )
+    words = switch_words(scene_of(unanswered), Switch(step, "main", None, None, begun=True))
+    assert words.startswith("here thread main does what it was handed by run_sync_soon before main")
+    assert words.endswith("which is held back until nothing else can happen")

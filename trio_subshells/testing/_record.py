@@ -962,7 +962,11 @@ class Recorder(_simulation.Recorder):
         step = self._step
         self.serving.pop(request, None)
         known = self._raised_inside.pop((content.get("ename"), content.get("evalue")), None)  # type: ignore[arg-type]
-        if known is not None:
+        is_told = any(
+            (type(each).__name__, text_of(each)) == (content.get("ename"), content.get("evalue"))
+            for each, _ in self.raised
+        )
+        if known is not None and not is_told:  # through no line of the user's
             where, position, place = known
             where.rows.insert(position, Row(place, [Said(f"raises {content['ename']}")]))
         how = self._via(sys._getframe(2))

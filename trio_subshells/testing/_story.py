@@ -725,6 +725,8 @@ def switch_words(scene: Scene, switch: Switch) -> str:
         when = "in the midst of" if step.midway else "before it runs"
         where = f"{when} {step.stops.short}: {shorten(step.stops.code, 70)}"
         return f"here {kept} is stopped {where} ━ {others} on first, and {kept} from there later"
+    if step.holds and kept and step.inside and not step.hidden:
+        return f"{went_on}, which is held back until nothing else can happen"
     if step.holds and kept:
         others = on if on and on != kept else "others"
         goes_on = f"here {others} {'goes' if others == on else 'go'} on instead of {kept}"
