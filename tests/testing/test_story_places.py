@@ -6,6 +6,7 @@ import math
 import re
 import xml.etree.ElementTree as ET
 
+import attrs
 import pytest
 import trio
 
@@ -13,9 +14,10 @@ import trio_subshells as ts
 from trio_subshells import actors
 from trio_subshells.kernel._subshell import Subshell
 from trio_subshells.testing import simulated_kernel
+from trio_subshells.testing._diagram import svg
 from trio_subshells.testing._record import Said, Step
 from trio_subshells.testing._scenes import Line, Switch
-from trio_subshells.testing._story import switch_words
+from trio_subshells.testing._story import Finding, switch_words
 
 from .stories import Body, CountingKernel, report_of, scene_of
 
@@ -277,3 +279,15 @@ def test_what_a_thread_was_handed_is_no_task_by_its_name() -> None:
     words = switch_words(scene_of(unanswered), Switch(step, "main", None, None, begun=True))
     assert words.startswith("here thread main does what it was handed by run_sync_soon before main")
     assert words.endswith("which is held back until nothing else can happen")
+
+
+def test_a_turn_that_goes_to_no_task_has_no_arrow() -> None:
+    step = Step(9, 0.0, "main<TrioToken.run_sync_soon task>", "main", inside=True, instead="main")
+    scene = scene_of(unanswered)
+    switch = Switch(step, "main", None, None, begun=True)
+    scene = attrs.evolve(scene, items=(scene.items[0], switch, *scene.items[1:]))
+    picture = ET.fromstring(svg(scene, Finding("", "", 1, 1)))
+    classes = [each.get("class") for each in picture.iter()]
+    assert "tipswitch" in classes  # who had to wait is marked
+    assert "held" in classes
+    assert "turn" not in classes

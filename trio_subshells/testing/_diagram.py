@@ -362,10 +362,10 @@ class _Picture:
         kept = self._lanes.get(switch.kept)
         on = self._lanes.get(switch.turn)
         if kept is not None:
-            x = on.x if on is not None else left + 12.0
+            self._out.append(f'<circle class="tipswitch" cx="{kept.x:.1f}" cy="{y:.1f}" r="4.5"/>')
+        if kept is not None and on is not None:
             self._out.append(
-                f'<circle class="tipswitch" cx="{kept.x:.1f}" cy="{y:.1f}" r="4.5"/>'
-                f'<path class="turn" d="M{kept.x:.1f} {y:.1f}H{x:.1f}" '
+                f'<path class="turn" d="M{kept.x:.1f} {y:.1f}H{on.x:.1f}" '
                 'marker-end="url(#tipswitch)"/>'
             )
 
