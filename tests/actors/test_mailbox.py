@@ -113,7 +113,7 @@ async def test_a_cancelled_receive_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 63, 64, 65, 300])
-async def test_abandoning_answers_every_open_letter_and_only_those(count: int) -> None:
+async def test_abandoning_answers_every_open_letter_in_order_and_only_those(count: int) -> None:
     box, queue = mailbox()
     promises: list[Promise[object]] = [Promise() for _ in range(count)]
     for n, promise in enumerate(promises):
@@ -122,7 +122,13 @@ async def test_abandoning_answers_every_open_letter_and_only_those(count: int) -
         if n % 3 == 0:
             letter.reply(n)
     cause = ValueError("the cause")
-    box._abandon(partial(terminated, "system/actor", cause))
+    made: list[ActorTerminated] = []
+
+    def make() -> ActorTerminated:
+        made.append(terminated("system/actor", cause))
+        return made[-1]
+
+    box._abandon(make)
     errors = []
     for n, promise in enumerate(promises):
         assert promise.resolved  # else it would be waited for in vain
@@ -134,6 +140,8 @@ async def test_abandoning_answers_every_open_letter_and_only_those(count: int) -
             assert caught.value.__cause__ is cause
             errors.append(caught.value)
     assert len({id(error) for error in errors}) == len(errors)  # one for each, not one for all
+    places = [made.index(error) for error in errors]
+    assert places == sorted(places)  # who has asked first is answered first
 
 
 async def test_open_letters_are_not_looked_through_for_each_one_received() -> None:

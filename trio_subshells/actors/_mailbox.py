@@ -78,7 +78,7 @@ class Mailbox:
 
     def __init__(self, queue: Queue[Letter]) -> None:
         self._queue = queue
-        self._unanswered: set[Letter] = set()
+        self._unanswered: dict[Letter, None] = {}  # in the order in which they were taken
         self._sweep_at = 64
 
     def __aiter__(self) -> AsyncIterator[Letter]:
@@ -107,15 +107,16 @@ class Mailbox:
 
     def _taken(self, letter: Letter) -> Letter:
         if letter.wants_reply:
-            self._unanswered.add(letter)
+            self._unanswered[letter] = None
             if len(self._unanswered) >= self._sweep_at:
                 # Forget the answered ones now and then; the more are open, the more rarely.
-                self._unanswered = {each for each in self._unanswered if each.wants_reply}
+                open_ones = (each for each in self._unanswered if each.wants_reply)
+                self._unanswered = dict.fromkeys(open_ones)
                 self._sweep_at = max(64, 2 * len(self._unanswered))
         return letter
 
     def _abandon(self, error: Callable[[], ActorTerminated]) -> None:
-        """The actor has ended: answer whoever still waits for a letter that it has taken.
+        """The actor has ended: answer whoever still waits for a letter that it has taken, in order.
 
         Each asker gets an exception of its own: raising one changes it (traceback, context), and
         the askers may be in different threads.

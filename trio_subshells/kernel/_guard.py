@@ -289,7 +289,7 @@ class CellGuard:
         self.ends = 0
         """How often it has been wanted that the running cell ends."""
         self._hit_in = 0  # the last of them in which a piece of it was struck
-        self._exposures: set[Exposure] = set()
+        self._exposures: dict[Exposure, None] = {}  # in the order in which they began
         self.lock = threading.Lock()
         """Also of its exposures."""
         self._reason: EndReason | None = None
@@ -366,13 +366,13 @@ class CellGuard:
         with self.lock:
             if generation == self.generation:
                 exposure.hit_in = self._hit_in  # what is begun now belongs to the cleaning up
-            self._exposures.add(exposure)
+            self._exposures[exposure] = None
         return exposure
 
     def discard(self, exposure: Exposure) -> None:
         """It has ended."""
         with self.lock:
-            self._exposures.discard(exposure)
+            self._exposures.pop(exposure, None)
 
     @contextmanager
     def canceller(self, canceller: Callable[[], object]) -> Iterator[None]:

@@ -41,7 +41,7 @@ class IOPub(Actor):
         self._publisher = publisher
         self._drops = drops
         # These survive a restart of this actor.
-        self._to_flush: set[OutputPort] = set()
+        self._to_flush: dict[OutputPort, None] = {}
         self._waiting: list[Letter] = []
         self._has_subscriber = False
 
@@ -54,7 +54,7 @@ class IOPub(Actor):
             async for letter in mailbox:
                 match letter.message:
                     case FlushLater(output):
-                        self._to_flush.add(output)
+                        self._to_flush[output] = None
                         nursery.start_soon(self._flush_in_time, output)
                     case AwaitSubscriber() if self._has_subscriber:
                         letter.reply()
@@ -93,7 +93,7 @@ class IOPub(Actor):
 
     async def _flush_in_time(self, output: OutputPort) -> None:
         await trio.sleep(GATHERING_TIME)
-        self._to_flush.discard(output)
+        self._to_flush.pop(output, None)
         dropped = output.time_is_up()
         if dropped:
             what = "output of a cell that was given up: it has come after the cell's idle"

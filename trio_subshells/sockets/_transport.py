@@ -122,7 +122,7 @@ class InprocBell:
         self._waiting = False
         # Guards what follows, which several threads change.
         self._lock = threading.Lock()
-        self._ringers: set[_Ringer] = set()
+        self._ringers: dict[_Ringer, None] = {}
         self._closed = False
 
     def ring(self) -> None:
@@ -222,11 +222,11 @@ class InprocBell:
 
     def _add_ringer(self, ringer: _Ringer) -> None:
         with self._lock:
-            self._ringers.add(ringer)
+            self._ringers[ringer] = None
             closed = self._closed
         if closed:
             ringer.forget(self)
 
     def _remove_ringer(self, ringer: _Ringer) -> None:
         with self._lock:
-            self._ringers.discard(ringer)
+            self._ringers.pop(ringer, None)
