@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from trio_subshells.actors import ActorTerminated
 from trio_subshells.testing import PCT, POS, Portfolio, Random, Strategy, simulated_kernel
 from trio_subshells.testing._runs import Runs
 from trio_subshells.testing._schedules import Replayer, Schedule
@@ -79,10 +82,27 @@ async def answered_while_it_works() -> None:
             assert (await each.done()).status == "ok"
 
 
+async def shut_down_while_handles_create() -> None:
+    """Several wait for the answers of one actor when it ends."""
+    async with simulated_kernel(WordsKernel()) as kernel, trio.open_nursery() as nursery:
+
+        async def create() -> None:
+            with suppress(RuntimeError, ActorTerminated):  # the kernel is shutting down
+                await kernel.running.create_subshell()
+
+        for _ in range(3):
+            nursery.start_soon(create)
+        assert (await kernel.shutdown()).status == "ok"
+
+
+PROGRAMS = [answered_while_it_works, shut_down_while_handles_create]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-def test_every_schedule_can_be_replayed(strategy: Strategy) -> None:
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_schedule_can_be_replayed(program: Program, strategy: Strategy) -> None:
     settings: dict[str, Any] = {"max_steps": 100_000, "fairness": None, "lag": 1.0, "checks": ()}
-    with Runs(answered_while_it_works, **settings) as runs:
+    with Runs(program, **settings) as runs:
         strategy.start()
         for seed in range(30):
             chooser = strategy.chooser(random.Random(seed))
@@ -91,8 +111,10 @@ def test_every_schedule_can_be_replayed(strategy: Strategy) -> None:
             assert run.failure is None
             strategy.learn(run.simulation)
             schedule = Schedule.of(run.simulation, time=chooser.wants_time)
+            others = [[None] * size for size in range(seed)]  # what is made now is elsewhere
             again = runs.run(Replayer(schedule))
             assert again.simulation.trace == run.simulation.trace
+            del others
 
 
 def test_new_processes_and_hash_seeds_change_nothing() -> None:

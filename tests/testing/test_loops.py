@@ -293,6 +293,30 @@ def test_a_call_before_the_end_is_made_and_one_after_it_is_refused() -> None:
         tokens[0].run_sync_soon(made.append, "too late")
 
 
+def test_a_call_while_its_caller_is_runnable_doesnt_make_it_so_twice() -> None:
+    """Else a schedule couldn't say which of the two is meant."""
+    caller = "<TrioToken.run_sync_soon task>"
+    made: list[int] = []
+    called: list[int] = []
+    tokens: list[trio.lowlevel.TrioToken] = []
+
+    async def body() -> None:
+        for _ in range(3):  # trio's own tasks have begun then
+            await trio.lowlevel.checkpoint()
+        tokens.append(trio.lowlevel.current_trio_token())
+
+    stepper = Stepper(body)
+    with stepper.begun():
+        while stepper.runnable:
+            if tokens and caller in [task.name for task in stepper.runnable]:
+                tokens[0].run_sync_soon(made.append, len(called))
+                called.append(len(called))
+                assert [task.name for task in stepper.runnable].count(caller) == 1
+            stepper.step()
+    assert made == called
+    assert len(called) > 1  # when the async generators are finalized, and when it is cancelled
+
+
 def test_two_loops_take_turns_in_one_thread() -> None:
     seen: list[tuple[str, object]] = []
 

@@ -121,6 +121,7 @@ class _Calls:
         self.caller: trio.lowlevel.Task | None = None
         self.wanted = False
         """Whether the caller is runnable because of a call."""
+        self._is_woken = False  # and whether trio's `reschedule` has made it so: once is enough
         self.done = False
         self.wakeup = self
 
@@ -139,7 +140,7 @@ class _Calls:
         self._want()
 
     def _want(self) -> None:
-        if self.caller is not None and not self.wanted:
+        if self.caller is not None and not self.wanted and not self._is_woken:
             self.wanted = True
             self._woken(self.caller)
 
@@ -149,6 +150,7 @@ class _Calls:
         self.caller = caller
         try:
             while True:
+                self._is_woken = False
                 if self._calls or self._idempotent:
                     self._want()
                 self._cancelled = False
@@ -162,6 +164,7 @@ class _Calls:
         if self.wanted:  # it is runnable already: the calls first
             self._cancelled = True
             return trio.lowlevel.Abort.FAILED
+        self._is_woken = True
         return trio.lowlevel.Abort.SUCCEEDED
 
     def make(self) -> None:
@@ -175,6 +178,7 @@ class _Calls:
         if self._calls or self._idempotent:
             self._want()
         elif self._cancelled and self.caller is not None:
+            self._is_woken = True
             wake(self.caller)
 
     def _call(self, function: Callable[..., object], args: tuple[object, ...]) -> None:
