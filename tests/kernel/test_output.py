@@ -169,6 +169,21 @@ def test_what_is_printed_while_a_message_is_sent_comes_after_it(
     ]
 
 
+@pytest.mark.parametrize("text", ["it waits", "it goes at once\n"])
+def test_what_is_printed_while_text_is_sent_comes_after_it(
+    port: OutputPort, published: Published, clock: list[float], text: str
+) -> None:
+    def finalizer() -> None:
+        clock[0] += 1
+        port.stream("stdout", text, PARENT)
+
+    published.meanwhile = finalizer
+    port.stream("stdout", "first", PARENT)
+    port.flush()
+    port.flush()
+    assert published.texts() == [("stdout", "first"), ("stdout", text)]
+
+
 def test_what_comes_after_the_end_is_dropped_and_counted(
     port: OutputPort, published: Published, clock: list[float]
 ) -> None:

@@ -200,6 +200,70 @@ async def test_a_queue_loses_nothing(
         assert own == sorted(own)
 
 
+# --------------------------------------------------------------------------------------- channels
+
+
+@pytest.mark.parametrize("closes", ["one who sends", "another thread", "who receives"])
+@explore_schedules(200, preempt=["trio_subshells.actors._channel", "trio_subshells.actors._queue"])
+async def test_each_end_of_a_channel_is_told_what_was_closed(closes: str) -> None:
+    """Those who send, by whichever means, that it was their own end; or that it was the other."""
+    ends: list[actors.CrossThreadSendChannel[str]] = []
+    is_there = Flag()
+    accepted: list[str] = []
+    received: list[str] = []
+    own, others = trio.ClosedResourceError, trio.BrokenResourceError
+    refusal: type[Exception] = others if closes == "who receives" else own
+
+    async def receives() -> None:
+        receiving: actors.CrossThreadReceiveChannel[str]
+        sending, receiving = actors.open_channel(1)
+        ends.append(sending)
+        is_there.set()
+        received.append(await receiving.receive())
+        if closes == "who receives":
+            receiving.close()
+            with pytest.raises(own):
+                await receiving.receive()
+        else:
+            received.extend([value async for value in receiving])
+            with pytest.raises(trio.EndOfChannel):
+                receiving.receive_nowait()
+            receiving.close()
+
+    async def waits() -> None:
+        await is_there.wait()
+        with suppress(refusal):
+            for number in range(3):
+                await ends[0].send(f"waits{number}")
+                accepted.append(f"waits{number}")
+            if closes == "one who sends":
+                ends[0].close()
+
+    async def tries() -> None:
+        await is_there.wait()
+        with suppress(refusal):
+            for number in range(3):
+                with suppress(trio.WouldBlock):
+                    ends[0].send_nowait(f"tries{number}")
+                    accepted.append(f"tries{number}")
+                await trio.lowlevel.checkpoint()
+
+    async def closes_it() -> None:
+        await is_there.wait()
+        while not received:  # noqa: ASYNC110 -- in another thread
+            await trio.sleep(0.01)
+        if closes == "another thread":
+            ends[0].close()
+
+    await in_threads(receives=receives, waits=waits, tries=tries, closes=closes_it)
+    with pytest.raises(refusal):
+        ends[0].send_nowait("late")
+    if refusal is own:
+        assert sorted(received) == sorted(accepted)
+    else:
+        assert set(received) <= set(accepted)
+
+
 # ------------------------------------------------------------------------------------------ bells
 
 

@@ -19,11 +19,12 @@ import pytest
 import trio
 
 from trio_subshells.actors import Promise
+from trio_subshells.kernel._channels import ClientSocket, error_content
 from trio_subshells.kernel._failures import SUMMARY_INTERVAL, Failures
-from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason
-from trio_subshells.kernel._output import OutputPort
+from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason, protected
+from trio_subshells.kernel._output import Outlet, OutputPort
 from trio_subshells.kernel._parent import VARIABLE
-from trio_subshells.kernel._pending import AnswerRight
+from trio_subshells.kernel._pending import AnswerRight, Execution, PendingTable
 from trio_subshells.kernel._terminate import Terminator
 from trio_subshells.testing import explore_schedules
 from trio_subshells.wire import WireSession
@@ -76,6 +77,44 @@ async def test_a_request_is_answered_once(others: Sequence[Callable[[_Party], bo
     assert not party.serve()
 
 
+@explore_schedules(200, preempt=["trio_subshells.kernel._pending", "trio_subshells.kernel._output"])
+async def test_nothing_is_heard_of_a_cell_after_its_idle_though_it_goes_on() -> None:
+    said: list[str] = []
+    begun, is_given_up = Flag(), Flag()
+
+    class Publisher:
+        def publish(self, frames: Sequence[bytes]) -> None:
+            content = json.loads(frames[-1])
+            said.append(content.get("execution_state") or content.get("ename", "output"))
+
+    session = WireSession(b"")
+    port = OutputPort(session, Publisher(), lambda port: None)
+    table = PendingTable(session, mock.create_autospec(ClientSocket), port)
+    pending = table.enter(session.message("execute_request", {"code": ""}))
+
+    async def goes_on() -> None:
+        outlet = Outlet(port, pending.request.header)
+        pending.right.begin(port)
+        port.status("busy", outlet.parent)
+        pending.right.execution = Execution(1, outlet, silent=False, stop_on_error=True)
+        pending.right.begun()
+        begun.set()
+        for _ in range(3):
+            outlet.publish("display_data", {})
+            await trio.lowlevel.checkpoint()
+        await is_given_up.wait()
+        assert not pending.right.settle()
+
+    async def gives_up() -> None:
+        await begun.wait()
+        table.give_up(pending, error_content("CellTimeout", "it can't be ended"), {})
+        is_given_up.set()
+
+    await in_threads(goes_on=goes_on, gives_up=gives_up)
+    assert (said[0], said[-1]) == ("busy", "idle")
+    assert (said.count("CellTimeout"), said.count("idle")) == (1, 1)
+
+
 # ------------------------------------------------------------------------------------------- cells
 
 
@@ -124,8 +163,12 @@ class _Ender:
         """The second one, which fails by itself, and late."""
         assert not self.has_closed
         assert self._told is None or self._told.resolved, "the first one has ended"
-        await trio.sleep(1)
+        with self.guard.canceller(self._canceller_of_the_second):
+            await trio.sleep(1)
         raise ValueError("its own")
+
+    def _canceller_of_the_second(self) -> None:
+        raise AssertionError("nobody wants to end the second one")
 
     def _canceller(self) -> None:
         assert self._within_block, "called when its block has been left"
@@ -251,6 +294,35 @@ async def test_pieces_of_a_cell_come_and_go_while_it_is_struck() -> None:
     await in_threads(runs=runs, strikes=strikes)
 
 
+@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+async def test_what_strikes_in_a_protected_block_is_raised_once() -> None:
+    """At its end; who catches it there isn't struck for it again, at the end of the next one."""
+    guard, begun = CellGuard(), Flag()
+    struck: list[bool] = []
+    caught: list[int] = []
+
+    async def cell() -> None:
+        begun.set()
+        for block in range(6):
+            try:
+                with protected():
+                    if block % 2:
+                        await trio.lowlevel.checkpoint()
+            except KeyboardInterrupt:
+                caught.append(block)
+
+    async def runs() -> None:
+        with suppress(CellEnded):
+            await guard.run(cell, what=1, raiser=_Raiser())
+
+    async def strikes() -> None:
+        await begun.wait()
+        struck.append(guard.strike(1))
+
+    await in_threads(runs=runs, strikes=strikes)
+    assert len(caught) <= (not struck[0])
+
+
 # ------------------------------------------------------------------------------------------ output
 
 
@@ -281,6 +353,11 @@ async def test_whatever_is_written_is_sent() -> None:
         text = "".join(sent)
         assert text.index(f"{name}0") < text.index(f"{name}1") < text.index(f"({name})")
         port.stream("stdout", f"{name}2", None)
+        await trio.lowlevel.checkpoint()
+        port.stream("stdout", f"{name}3", None)
+        port.flush()
+        text = "".join(sent)
+        assert text.index(f"({name})") < text.index(f"{name}2") < text.index(f"{name}3")
         writing.remove(name)
 
     async def tells_the_time() -> None:
@@ -292,7 +369,7 @@ async def test_whatever_is_written_is_sent() -> None:
     await in_threads(a=partial(writes, "a"), b=partial(writes, "b"), tells_the_time=tells_the_time)
     everything = "".join(sent)
     for name in "ab":
-        for text in (f"{name}0", f"{name}1", f"({name})", f"{name}2"):
+        for text in (f"{name}0", f"{name}1", f"({name})", f"{name}2", f"{name}3"):
             assert everything.count(text) == 1
     port.stream("stdout", "last", None)
     port.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import trio_subshells as ts
-from trio_subshells.testing import explore_schedules, simulated_kernel
+from trio_subshells.testing import check_protocol, explore_schedules, simulated_kernel
+from trio_subshells.testing._client import Client, Exchange
 
 from .kernels import WordsKernel, check
 
@@ -92,3 +93,19 @@ async def test_an_answer_is_for_who_still_asks() -> None:
         assert (await second.done()).status == "ok"
         assert second.text() == "second"
         await check(client)
+
+
+@explore_schedules(60)
+async def test_an_answer_is_for_who_was_asked_by_the_same_client() -> None:
+    """Though it names no prompt, and another client was asked before."""
+    async with simulated_kernel(Asking()) as kernel, kernel.connect("other") as other:
+        asked: dict[Client, Exchange] = {}
+        for client, subshell in ((kernel.client, await kernel.create_subshell()), (other, None)):
+            asked[client] = client.execute_soon("ask", subshell=subshell, allow_stdin=True)
+            prompt = await client.prompt()
+        for client in (other, kernel.client):
+            client.answer(prompt, client.name, parent=False)
+            assert (await asked[client].done()).status == "ok"
+        for client, cell in asked.items():
+            assert cell.text() == client.name
+        check_protocol(*asked)
