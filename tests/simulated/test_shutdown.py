@@ -201,6 +201,22 @@ async def test_a_kernel_that_dies_answers_everything() -> None:
             await check(client)
 
 
+def waits_for_another_cell(words: WordsKernel, begun: Flag, said: list[str]) -> None:
+    """Let a cell, ``outer``, execute one in another subshell, ``inner``, that doesn't end."""
+
+    @words.cell
+    async def outer(cell: ts.Cell) -> None:
+        subshells = await ts.current_kernel().subshells()
+        [other] = [each for key, each in subshells.items() if key not in (None, cell.subshell.id)]
+        await other.execute("inner", silent=True)
+        said.append("and on it goes")
+
+    @words.cell
+    async def inner(cell: ts.Cell) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+
 @explore_schedules(60)
 async def test_a_kernel_that_dies_ends_who_waits_for_another_cell() -> None:
     dies, begun = Flag(), Flag()
@@ -220,18 +236,7 @@ async def test_a_kernel_that_dies_ends_who_waits_for_another_cell() -> None:
             raise ValueError("as was wanted")
 
     words = Dying()
-
-    @words.cell
-    async def outer(cell: ts.Cell) -> None:
-        subshells = await ts.current_kernel().subshells()
-        [other] = [each for key, each in subshells.items() if key not in (None, cell.subshell.id)]
-        await other.execute("inner", silent=True)
-        said.append("and on it goes")
-
-    @words.cell
-    async def inner(cell: ts.Cell) -> None:
-        begun.set()
-        await trio.sleep_forever()
+    waits_for_another_cell(words, begun, said)
 
     with pytest.raises(ValueError, match="as was wanted"):
         async with simulated_kernel(words) as kernel:
@@ -249,18 +254,7 @@ async def test_a_control_handler_that_fails_ends_who_waits_for_another_cell() ->
     words = WordsKernel()
     begun = Flag()
     said: list[str] = []
-
-    @words.cell
-    async def outer(cell: ts.Cell) -> None:
-        subshells = await ts.current_kernel().subshells()
-        [other] = [each for key, each in subshells.items() if key not in (None, cell.subshell.id)]
-        await other.execute("inner", silent=True)
-        said.append("and on it goes")
-
-    @words.cell
-    async def inner(cell: ts.Cell) -> None:
-        begun.set()
-        await trio.sleep_forever()
+    waits_for_another_cell(words, begun, said)
 
     async with simulated_kernel(words) as kernel:
         await kernel.create_subshell()
