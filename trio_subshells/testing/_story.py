@@ -765,6 +765,7 @@ def passing_words(scene: Scene, step: Step, row: Row) -> str:
         if isinstance(effect, Woke):
             who = scene.label(effect.turn)
             words.append(_IN_TIME[effect.why].format(who))
+    words.sort()  # what is due at one time, trio tells in an order of addresses
     return f"time passes{': ' if words else ''}{', '.join(words)}"
 
 
