@@ -27,8 +27,8 @@ from ._cells import GENTLE, STUBBORN
 from ._client import PATIENCE, Client, Kernel
 
 MOST = 2.0
-#: How often what was slow is measured.
-ROUNDS = 3
+#: How often what was slow is measured: another process may have a processor for some seconds.
+ROUNDS = 10
 #: Undisturbed replies of each kind, before each deletion.
 BEATS = 10
 #: Deletions of each kind in a round.
