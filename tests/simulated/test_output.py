@@ -15,6 +15,7 @@ from trio_subshells.testing import explore_schedules, simulated_kernel
 from trio_subshells.wire import WireSession
 
 from .kernels import Flag, WordsKernel, call_into_c, check
+from .lines import before_a_line
 from .threads import in_threads
 
 
@@ -47,6 +48,27 @@ async def test_output_is_in_order_and_between_busy_and_idle() -> None:
             assert "".join(text for _, text in published[:shown]) == "one\ntwo\n"
             assert published[-1] == ("error", None)
         await check(kernel.client)
+
+
+@explore_schedules(60)
+async def test_what_has_begun_is_seen_though_the_kernel_is_flooded() -> None:
+    """Nobody can be told that the beginning of a line is to be sent in a while."""
+    words = WordsKernel()
+
+    @words.cell
+    async def begins(cell: ts.Cell) -> None:
+        cell.stdout("begun")
+        await trio.sleep_forever()
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        kernel.faults.fill_mailbox("iopub")
+        for subshell in (None, await kernel.create_subshell()):
+            cell = client.execute_soon("begins", subshell=subshell)
+            await cell.output("stream")
+            assert cell.text() == "begun"
+        assert (await kernel.interrupt()).status == "ok"
+        await check(client)
 
 
 @explore_schedules(100)
@@ -202,6 +224,36 @@ async def test_idle_is_the_last_that_is_heard_of_who_was_given_up() -> None:
     await in_threads(goes_on=goes_on, gives_up=gives_up)
     port.flush()
     assert said[-1] == "idle"
+
+
+@explore_schedules(200)
+async def test_what_a_garbage_collection_prints_is_sent_too() -> None:
+    """It may run a finalizer that prints, before any line of the port's own code."""
+    sent: list[str] = []
+    collected: list[str] = []
+
+    class Publisher:
+        def publish(self, frames: Sequence[bytes]) -> None:
+            content = json.loads(frames[-1])
+            sent.append(content.get("text") or f"({content['execution_state']})")
+
+    port = OutputPort(WireSession(b""), Publisher(), lambda port: None)
+
+    def collect() -> None:
+        collected.append("<a finalizer>")
+        port.stream("stdout", "<a finalizer>", None)
+
+    with before_a_line(_output, 90, "a finalizer prints", collect):
+        port.stream("stdout", "one", None)
+        port.flush()
+        port.stream("stdout", "two\n", None)
+        port.stream("stdout", "three", None)
+        port.status("idle", None)
+        port.stream("stdout", "four", None)
+    port.flush()
+    everything = "".join(sent)
+    assert everything.count("<a finalizer>") == len(collected)
+    assert everything.replace("<a finalizer>", "") == "onetwo\nthree(idle)four"
 
 
 @explore_schedules(20)

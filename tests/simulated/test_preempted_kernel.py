@@ -10,9 +10,10 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -21,7 +22,14 @@ import trio
 from trio_subshells.actors import Promise
 from trio_subshells.kernel._channels import ClientSocket, error_content
 from trio_subshells.kernel._failures import SUMMARY_INTERVAL, Failures
-from trio_subshells.kernel._guard import CellEnded, CellGuard, EndReason, protected
+from trio_subshells.kernel._guard import (
+    CellEnded,
+    CellGuard,
+    EndReason,
+    checkpoint_if_ending,
+    protected,
+)
+from trio_subshells.kernel._ladder import end_cells
 from trio_subshells.kernel._output import Outlet, OutputPort
 from trio_subshells.kernel._parent import VARIABLE
 from trio_subshells.kernel._pending import AnswerRight, Execution, PendingTable
@@ -270,6 +278,42 @@ async def test_a_cell_is_ended_and_not_the_next_one(
     if ender.closing:
         with pytest.raises(CellEnded):
             await guard.run(ender.runs_first, what=9, raiser=ender.raiser)
+
+
+@explore_schedules(150, preempt=["trio_subshells.kernel._ladder", "trio_subshells.kernel._guard"])
+async def test_who_waits_for_a_cell_that_is_ended_too_goes_no_further() -> None:
+    """When the end of the one is seen, the other has been told that it is to end as well."""
+    inner, outer = CellGuard(), CellGuard()
+    inner_begun, outer_begun, inner_ended = Flag(), Flag(), Flag()
+    went_on: list[bool] = []
+
+    async def inner_cell() -> None:
+        inner_begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            inner_ended.set()
+
+    async def outer_cell() -> None:
+        outer_begun.set()
+        await inner_ended.wait()
+        await checkpoint_if_ending()
+        went_on.append(True)
+
+    async def runs(guard: CellGuard, cell: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with pytest.raises(CellEnded):
+            await guard.run(cell, what=1, raiser=_Raiser())
+
+    async def ends() -> None:
+        await inner_begun.wait()
+        await outer_begun.wait()
+        cells = [(guard, guard.generation) for guard in (inner, outer)]
+        assert await end_cells(cells, EndReason.INTERRUPTED, deadline=math.inf) == [True, True]
+
+    await in_threads(
+        inner=partial(runs, inner, inner_cell), outer=partial(runs, outer, outer_cell), ends=ends
+    )
+    assert not went_on
 
 
 @explore_schedules(150, preempt=["trio_subshells.kernel._guard"])

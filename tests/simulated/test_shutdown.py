@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import pytest
 import trio
@@ -86,6 +86,81 @@ async def test_a_shutdown_ends_who_waits_for_another_cell() -> None:
             if cell.message.header.msg_type == "execute_request":
                 assert cell.text() == ""
                 assert cell.replies[0].content["ename"] == "KernelShutdown"
+
+
+@pytest.mark.parametrize("how", ["a client", "a signal"])
+@explore_schedules(40)
+async def test_who_waits_for_the_end_of_a_kernel_finds_it_ended(how: str) -> None:
+    """Whoever has ended it: nothing runs there any more, and everybody has been answered."""
+    words = WordsKernel()
+    network = Network(the_simulation())
+    comes = Flag()
+    left: list[str] = []
+
+    @words.cell
+    async def waits(cell: ts.Cell) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            left.append(cell.code)
+
+    async def serve_until_it_comes(task_status: trio.TaskStatus[None]) -> None:
+        async with open_kernel(
+            words,
+            make_raiser=network.make_raiser,
+            until=comes.wait,
+            open_ground=lambda: nullcontext(network),
+        ) as running:
+            task_status.started()
+            await running.wait_closed()
+            assert len(left) == 2
+            assert not any("subshell" in each.name for each in the_simulation().threads)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_until_it_comes)
+        async with early_client(network) as client:
+            subshell = await client.create_subshell()
+            cells = [client.execute_soon("waits", subshell=where) for where in (None, subshell)]
+            for cell in cells:
+                await cell.output("execute_input")
+            if how == "a client":
+                client.control_soon("shutdown_request", restart=False)
+            else:
+                comes.set()
+            for cell in cells:
+                assert (await cell.done()).ename == "KernelShutdown"
+
+
+@explore_schedules(60, lag=0)
+async def test_a_kernel_that_has_failed_has_failed_though_it_is_shut_down_then() -> None:
+    """Its process is to end with a status that says so, if it can't but be ended."""
+    network = Network(the_simulation())
+    statuses: list[int] = []
+
+    async def unjoinable(status: int) -> None:
+        statuses.append(status)
+
+    async def serve_until_it_fails(task_status: trio.TaskStatus[None]) -> None:
+        with suppress(TypeError):
+            async with open_kernel(
+                WordsKernel(),
+                make_raiser=network.make_raiser,
+                on_unjoinable=unjoinable,
+                open_ground=lambda: nullcontext(network),
+            ) as running:
+                task_status.started()
+                await running.wait_closed()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_until_it_fails)
+        async with early_client(network) as client:
+            cell = client.execute_soon("stick 60", subshell=await client.create_subshell())
+            await cell.output("execute_input")
+            network.routers["shell"].inbox.put(None)  # what no socket ever gives
+            await trio.sleep(1)
+            client.control_soon("shutdown_request", restart=False)
+            assert (await cell.done()).ename == "KernelDied"
+    assert statuses == [1]
 
 
 async def serve(

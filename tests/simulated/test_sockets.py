@@ -10,9 +10,9 @@ import contextlib
 import functools
 import itertools
 import math
-import sys
 from collections.abc import AsyncIterator, Iterator
-from types import FrameType, ModuleType
+from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,6 +41,8 @@ from trio_subshells.testing._network import SimulatedRaiser
 from trio_subshells.testing._real import RealKernel
 from trio_subshells.testing._simulation import Simulation
 from trio_subshells.wire import ConnectionInfo
+
+from .lines import before_a_line
 
 FEW_STEPS = 3_000
 
@@ -300,30 +302,13 @@ async def test_closing_wakes_all_who_wait() -> None:
     assert sorted(woken) == ["receiver", "sender", "sender"]
 
 
-@contextlib.contextmanager
-def interrupts(module: ModuleType, lines: int) -> Iterator[None]:
+def interrupts(module: ModuleType, lines: int) -> AbstractContextManager[None]:
     """A KeyboardInterrupt may strike before one of the first lines that a module runs."""
-    simulation = Simulation.current
-    assert simulation is not None
-    struck = simulation.which(*(f"an interrupt strikes at line {each}" for each in range(lines)))
-    left = math.inf if struck is None else int(struck.rpartition(" ")[2])
 
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != module.__file__:
-            return None
-        if event == "line":
-            left -= 1
-            if left == -1:
-                raise KeyboardInterrupt
-        return trace
+    def strike() -> None:
+        raise KeyboardInterrupt
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
+    return before_a_line(module, lines, "an interrupt strikes", strike)
 
 
 @explore_schedules(150, max_steps=FEW_STEPS)

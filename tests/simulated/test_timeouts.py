@@ -69,6 +69,35 @@ async def test_what_is_stuck_is_given_up() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(60, lag=0)
+async def test_what_has_come_before_a_cell_is_given_up_is_aborted() -> None:
+    """As it would be by a cell that fails; what comes later is told that the shell is occupied."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        requests = client._sockets["shell"]._line
+        shell = kernel.running._parts.shell._queue
+        told: list[int] = []
+        take = requests._arrived
+
+        def arrive(message: list[bytes]) -> None:
+            told.append(shell.statistics().sent)
+            take(message)
+
+        metadata = {"timeout": 0.25, "give_up_after": 0.75}
+        stuck = client.request("execute_request", {"code": "stick 60"}, metadata=metadata)
+        await stuck.output("execute_input")
+        before = shell.statistics().sent
+        requests._arrived = arrive
+        await trio.sleep_until(stuck.asked.time + 1)
+        cell = client.execute_soon("say")
+        assert (await stuck.done()).ename == "CellTimeout"
+        answer = await cell.done()
+        assert answer.status == "aborted" or (answer.ename, told) == ("ShellOccupied", [before + 1])
+        assert (await client.execute("say")).ename == "ShellOccupied"
+        await trio.sleep(60)
+        await check(client)
+
+
 @explore_schedules(60)
 async def test_a_cell_with_a_timeout_spawns_a_subshell() -> None:
     words = WordsKernel()

@@ -191,7 +191,10 @@ class RunningKernel:
             return answer
 
     async def wait_closed(self) -> None:
-        """Wait until a client has shut the kernel down; only in the loop that opened it."""
+        """Wait until a client, or a signal, has shut the kernel down; in the loop that opened it.
+
+        What ran has ended then, but for what can't be ended, and what was asked was answered.
+        """
         await self._closed.wait()
 
     async def statistics(self) -> KernelStatistics:
