@@ -11,7 +11,6 @@ answer each with an ``iopub_welcome`` (JEP 65); the others throw them away now a
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -76,7 +75,6 @@ class Publisher:
         self._notified = notified
         self._published = 0
         self._dropped = 0
-        self._pending: deque[Subscription] = deque()
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """Publish a message to every client that has subscribed to a prefix of its first frame.
@@ -119,9 +117,6 @@ class Publisher:
         """
         if not self._notified:
             raise RuntimeError("open this publisher with notified=True to hear of subscriptions")
-        if self._pending:
-            await trio.lowlevel.checkpoint()
-            return self._pending.popleft()
         while True:
             subscription = _parse(await self._socket.receive())
             if subscription is not None:
@@ -182,10 +177,12 @@ def start_publisher(context: Context, publisher_url: str, *, notified: bool) -> 
 
 
 async def finish_publisher(publisher: Publisher) -> None:
-    """Wait until a publisher has seen the device's subscription to everything."""
-    while (subscription := _parse(await publisher._socket.receive())) != _EVERYTHING:
-        if publisher._notified and subscription is not None:
-            publisher._pending.append(subscription)
+    """Wait until a publisher has seen the device's subscription to everything.
+
+    That is the first one: libzmq tells who connects of shorter topics before longer ones.
+    """
+    while _parse(await publisher._socket.receive()) != _EVERYTHING:
+        pass
 
 
 @asynccontextmanager

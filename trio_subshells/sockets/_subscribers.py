@@ -231,26 +231,6 @@ def _disconnect(connection: _Connection) -> bool:
     return True
 
 
-class _Alarm:
-    """Wakes a task of the loop that makes it, from any thread."""
-
-    def __init__(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-        self._rung = trio.Event()
-
-    def ring(self) -> None:
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._set)
-
-    def _set(self) -> None:
-        self._rung.set()
-
-    async def wait(self) -> None:
-        """Wait until it is rung, or return at once if it has been since the last time."""
-        await self._rung.wait()
-        self._rung = trio.Event()
-
-
 @asynccontextmanager
 async def open_subscribers(
     context: Context,
@@ -274,8 +254,15 @@ async def open_subscribers(
         OSError: no file descriptor is left (``EMFILE``, ``ENFILE``).
     """
     start_lending()
-    alarm = _Alarm()
-    ledger = Ledger(limits.ceiling, limits.patience, alarm.ring)
+    token = trio.lowlevel.current_trio_token()
+    alarm = trio.lowlevel.ParkingLot()
+
+    def ring() -> None:
+        """From any thread."""
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(alarm.unpark_all)
+
+    ledger = Ledger(limits.ceiling, limits.patience, ring)
     is_encrypted = bool(xpub.get(zmq.CURVE_SERVER))
     subscribers = Subscribers(limits, ledger, on_loss, on_refusal, is_encrypted=is_encrypted)
     events = int(zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED)
@@ -283,8 +270,8 @@ async def open_subscribers(
 
     async def watch() -> None:
         while True:
-            await alarm.wait()
             await subscribers.watch()
+            await alarm.park()  # what rings after the last look finds it here
 
     url = f"inproc://subscribers-{uuid.uuid4().hex}"
     # Without a bound: libzmq's own thread would wait for room.
