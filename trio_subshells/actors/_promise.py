@@ -127,8 +127,7 @@ class BlockingPromise(Generic[T]):
                 if time.monotonic() >= deadline:
                     break
         finally:
-            with self._lock:  # it may have come at the very last moment
-                self._abandoned = self._outcome is None
+            self._abandoned = self._outcome is None  # it may have come at the very last moment
         return not self._abandoned
 
     def result(self) -> T:

@@ -84,9 +84,11 @@ class Outlet:
         return self._shut or (self._outer is not None and self._outer.is_shut)
 
     def shut(self) -> None:
-        """Let nothing through from now on. From any thread."""
-        with self.port._lock:  # what is being published comes before what follows
-            self._shut = True
+        """Let nothing through from now on. From any thread.
+
+        What is being published meanwhile comes before whatever the port is told next.
+        """
+        self._shut = True
 
     def stream(self, name: str, text: str) -> None:
         """`OutputPort.stream`."""
