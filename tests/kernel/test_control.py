@@ -124,20 +124,19 @@ async def test_a_subshell_that_cant_be_set_up_is_an_error_and_leaves_nothing() -
 
 
 async def test_a_subshell_that_is_long_in_setting_up_keeps_no_other_from_it() -> None:
-    go_on = Flag()
+    is_there, go_on = Flag(), Flag()
 
     class Slow(CellsKernel):
-        first = True
-
         @asynccontextmanager
         async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
-            if not info.is_main and self.first:
-                self.first = False
+            if not info.is_main and not is_there.is_set():
+                is_there.set()
                 await go_on.wait()
             yield
 
     async with served(Slow()) as at:
         slow = at.client.control_soon("create_subshell_request")
+        await is_there.wait()  # two that are started may come here in any order
         await at.client.create_subshell()
         assert slow.replies == []
         go_on.set()
