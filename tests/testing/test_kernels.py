@@ -13,6 +13,7 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.testing import (
+    Client,
     KernelUnderTest,
     Random,
     check_protocol,
@@ -20,6 +21,7 @@ from trio_subshells.testing import (
     real_kernel,
     simulated_kernel,
 )
+from trio_subshells.wire import WireSession
 
 from .words import WordsKernel
 
@@ -75,6 +77,29 @@ def test_a_session(run: Run) -> None:
             check_protocol(kernel.client)
 
     run(scenario)
+
+
+def test_who_listens_late_is_not_asked_what_it_has_missed() -> None:
+    """It may hear of the end of what it has asked before, and not of the beginning."""
+    states: set[tuple[str, ...]] = set()
+
+    async def body() -> None:
+        async with simulated_kernel(WordsKernel()) as kernel:
+            network = kernel.network
+            late = Client(
+                WireSession(b"", username="late"), lambda channel: network.connect(channel, b"late")
+            )
+            async with late.connected(listens=False):
+                before = late.request("kernel_info_request")
+                await before.reply()
+                await late.listen()
+                exchange = late.execute_soon("hello")
+                assert (await exchange.done()).status == "ok"
+                states.add(tuple(before.states))
+                check_protocol(late)
+
+    explore(body, schedules=200)
+    assert states == {(), ("idle",), ("busy", "idle")}
 
 
 def test_a_session_is_gone_when_it_is_over() -> None:

@@ -149,10 +149,25 @@ def output_before_busy(script: Script) -> None:
     script.served(request)
 
 
+def listens_from_here(script: Script) -> None:
+    """As `Client.listen` lets a client that has asked before."""
+    script.listeners.append(script)
+    script.client.unread.add("iopub")
+    script.client.late = Moment()
+
+
 def late_output(script: Script) -> None:
     request = script.execute("x")
     script.served(request)
     script.says(request, "stream", name="stdout", text="late")
+
+
+def idle_for_one_who_listens_late(script: Script) -> None:
+    script.listeners.remove(script)
+    listens_from_here(script)
+    request = script.execute("x")
+    script.reply(request, execution_count=1)
+    script.idle(request)
 
 
 def output_of_nobody(script: Script) -> None:
@@ -503,6 +518,7 @@ BREAKS: list[tuple[Callable[[Script], None], str]] = [
     (busy_twice, "made the kernel busy, busy, idle"),
     (output_before_busy, "published stream before it was busy"),
     (late_output, "after it was idle"),
+    (idle_for_one_who_listens_late, "made the kernel idle"),
     (output_of_nobody, "a stream is the child of nothing"),
     (reply_of_another_type, "answered by a inspect_reply"),
     (reply_on_another_channel, "answered on shell"),
@@ -643,6 +659,15 @@ def one_who_came_later(script: Script) -> None:
     script.listeners.append(other)
 
 
+def one_who_listens_late(script: Script) -> None:
+    early = script.execute("x")
+    script.listeners.remove(script)
+    script.begin(early)
+    listens_from_here(script)
+    script.end(early)
+    script.served(script.execute("y"), 2)
+
+
 @pytest.mark.parametrize(
     "fulfils",
     [
@@ -655,6 +680,7 @@ def one_who_came_later(script: Script) -> None:
         a_comm_message,
         a_shutdown_that_overtakes,
         one_who_came_later,
+        one_who_listens_late,
     ],
 )
 async def test_what_is_as_it_should_be_is_not(fulfils: Callable[[Script], None]) -> None:

@@ -244,6 +244,7 @@ class Client:
         strays: messages on iopub that are of nobody's request here.
         second_replies: replies on shell and control to nothing that was asked.
         welcomed: set once the kernel has greeted it on iopub.
+        late: None; or, if it has asked before it listened, from when on it has heard everything.
         vanished: whether it has gone.
     """
 
@@ -265,6 +266,7 @@ class Client:
         self.unread: set[Channel] = set()
         self.second_replies: list[Message] = []
         self.welcomed = trio.Event()
+        self.late: Moment | None = None
         self._nursery: trio.Nursery
         self.vanished = False
         self._read_on: dict[Channel, trio.Event] = {}
@@ -306,7 +308,9 @@ class Client:
         """Connect to iopub, and wait to be welcomed there."""
         await self._connect("iopub")
         await self.welcomed.wait()
-        if not self.exchanges:  # it has missed nothing
+        if self.exchanges:
+            self.late = Moment()
+        else:  # it has missed nothing
             self.unread.discard("iopub")
 
     async def _connect(self, channel: Channel) -> None:

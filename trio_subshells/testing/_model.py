@@ -252,6 +252,8 @@ class _History:
 
     def _of_published(self, request: _Request) -> Iterator[str]:
         types, states = request.types, request.states
+        if request.client.late is not None and request.asked < request.client.late:
+            return  # of that, it may have missed anything: also the busy before an idle
         owed = self._is_owed(request) and "iopub" not in request.client.unread
         if states != ["busy", "idle"] and (owed or states not in ([], ["busy"])):
             yield f"{request} made the kernel {', '.join(states) or 'neither busy nor idle'}"
