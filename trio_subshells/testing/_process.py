@@ -10,6 +10,7 @@ Within `simulated_process`, in the OS thread that simulates and nowhere else:
 - an actor's message to another, and its answer, may be delayed: other threads go on before it;
 - so may be what a kernel's threads settle between them: who answers a request, say;
 - `trio_subshells.sockets` opens simulated sockets (`_zmq`);
+- those whom trio cancels at once learn it in the order in which they were started;
 - `trio.to_thread.run_sync` calls the function in a step of its own. It can't wait for anything.
 
 Everything else of the process is real.
@@ -30,6 +31,7 @@ from unittest import mock
 
 import outcome
 import trio
+from trio._core._run import CancelStatus, Task
 
 from ..actors import _hosts, _promise
 from ..actors._queue import Queue
@@ -211,6 +213,41 @@ def _attach(queue: Queue[Any], bell: Bell) -> None:
     _real_attach(queue, bell)
 
 
+_real_recalculate: Final = CancelStatus.recalculate
+_real_deliver: Final = Task._attempt_delivery_of_any_pending_cancel
+
+
+def _recalculate(status: CancelStatus) -> None:
+    """Tell a cancellation to its tasks in the order of their start.
+
+    trio keeps them in sets. What each does as it is cancelled may be stopped in its midst, or wake
+    another thread, so that their order, which is one of addresses, would show.
+    """
+    simulation = _simulation() if status._tasks or status._children else None
+    if simulation is None:
+        _real_recalculate(status)
+        return
+    outer, simulation.cancelling = simulation.cancelling, []
+    try:
+        _real_recalculate(status)
+    finally:
+        tasks, simulation.cancelling = simulation.cancelling, outer
+    for task in sorted(tasks, key=_started):
+        task._attempt_delivery_of_any_pending_cancel()
+
+
+def _deliver(task: Task) -> None:
+    simulation = _simulation()
+    if simulation is None or simulation.cancelling is None:
+        _real_deliver(task)
+    else:
+        simulation.cancelling.append(task)
+
+
+def _started(task: Task) -> int:
+    return task._counter
+
+
 _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (threading, "get_ident", _get_ident),
     (threading, "current_thread", _current_thread),
@@ -224,6 +261,8 @@ _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (_promise.Promise, "resolve", _pausing(_promise.Promise.resolve)),
     (_promise.BlockingPromise, "resolve", _pausing(_promise.BlockingPromise.resolve)),
     (Queue, "attach", _attach),
+    (CancelStatus, "recalculate", _recalculate),
+    (Task, "_attempt_delivery_of_any_pending_cancel", _deliver),
     *(
         (where, name, _pausing(getattr(where, name)))
         for where, names in (

@@ -303,6 +303,8 @@ class Simulation:
         """What the tasks of all threads may wait for; `_descriptors.Descriptor`."""
         self.sockets: Any = None
         """The world of simulated ZMQ sockets; `_zmq` makes it with the first one."""
+        self.cancelling: list[trio.lowlevel.Task] | None = None
+        """Who is to be told of the cancellation that trio looks for; None: it looks for none."""
         self._cancel_all: list[tuple[SimulatedThread, trio.CancelScope]] = []
 
     # ----------------------------------------------------------------------------- the run
@@ -904,20 +906,29 @@ class Simulation:
         thread.paused = False
 
     def _could_switch(self, *, alone: bool = False) -> bool:
+        # Without an effect: a replay doesn't ask where in the first run the answer was no.
         turn = self._turn
         if turn is None or turn.thread is None or not self.stepping:
             return False
         if len(self.threads) < 2 and not alone:
             return False
-        if self._fresh:
-            self._take_fresh(None, 0)
         if self.failure is not None:
             return False
-        return any(each.thread is not turn.thread for each in self.turns)
+        thread = turn.thread
+        for each in self.turns:
+            if each.thread is not thread:
+                return True
+        for task in self._fresh:
+            other = self._thread_of[task._runner]
+            if other is not thread and other.blocked is None:
+                return True
+        return False
 
     def _pause(self, resume: Turn) -> None:
         thread = resume.thread
         assert thread is not None
+        if self._fresh:
+            self._take_fresh(None, 0)
         self.add(resume)
         thread.paused = True
         self.block(resume)
