@@ -10,14 +10,17 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from trio_subshells import actors
 from trio_subshells.actors import ActorTerminated
 from trio_subshells.testing import PCT, POS, Portfolio, Random, Strategy, simulated_kernel
+from trio_subshells.testing._preemption import Preemption
 from trio_subshells.testing._runs import Runs
 from trio_subshells.testing._schedules import Replayer, Schedule
 
@@ -95,19 +98,36 @@ async def shut_down_while_handles_create() -> None:
         assert (await kernel.shutdown()).status == "ok"
 
 
-PROGRAMS = [answered_while_it_works, shut_down_while_handles_create]
+class Idle(actors.Actor):
+    async def run(self, mailbox: actors.Mailbox) -> None:
+        await trio.sleep_forever()
+
+
+async def end_several_threads() -> None:
+    """They are cancelled at once."""
+    async with actors.open_system() as system:
+        for number in range(4):
+            await system.spawn(Idle(), name=f"idle{number}", host=actors.ThreadHost())
+
+
+PROGRAMS = [answered_while_it_works, shut_down_while_handles_create, end_several_threads]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_schedule_can_be_replayed(program: Program, strategy: Strategy) -> None:
+@pytest.mark.parametrize("preempt", [[], ["trio_subshells.actors"]], ids=["", "preempted"])
+def test_every_schedule_can_be_replayed(
+    program: Program, strategy: Strategy, preempt: list[str]
+) -> None:
+    preemption = Preemption(preempt) if preempt else None
     settings: dict[str, Any] = {"max_steps": 100_000, "fairness": None, "lag": 1.0, "checks": ()}
-    with Runs(program, **settings) as runs:
+    with Runs(program, **settings, preemption=preemption) as runs:
         strategy.start()
         for seed in range(30):
             chooser = strategy.chooser(random.Random(seed))
             assert chooser is not None
-            run = runs.run(chooser)
+            chance = partial(_generator, seed) if preempt else None
+            run = runs.run(chooser, chance=chance)
             assert run.failure is None
             strategy.learn(run.simulation)
             schedule = Schedule.of(run.simulation, time=chooser.wants_time)
@@ -115,6 +135,10 @@ def test_every_schedule_can_be_replayed(program: Program, strategy: Strategy) ->
             again = runs.run(Replayer(schedule))
             assert again.simulation.trace == run.simulation.trace
             del others
+
+
+def _generator(seed: int, name: str) -> random.Random:
+    return random.Random(f"{seed} {name}")
 
 
 def test_new_processes_and_hash_seeds_change_nothing() -> None:

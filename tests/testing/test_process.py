@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 
 import attrs
 import pytest
@@ -190,6 +191,30 @@ def test_a_function_for_a_worker_thread_is_called() -> None:
             await trio.to_thread.run_sync(lambda: 1 // 0)
 
     once(body)
+
+
+def test_a_cancellation_is_told_in_the_order_of_starting() -> None:
+    """trio keeps those whom it tells in sets, whose order is one of addresses."""
+
+    async def body() -> None:
+        told: list[int] = []
+
+        async def wait(number: int) -> None:
+            def abort(_: object) -> trio.lowlevel.Abort:
+                told.append(number)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            with trio.CancelScope() if number % 3 else nullcontext():
+                await trio.lowlevel.wait_task_rescheduled(abort)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(wait, number)
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            assert told == list(range(40))
+
+    explore(body, schedules=3)
 
 
 def test_a_thread_that_is_left_behind_is_a_failure() -> None:

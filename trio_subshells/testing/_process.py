@@ -31,7 +31,8 @@ from unittest import mock
 
 import outcome
 import trio
-from trio._core._run import CancelStatus, Task
+from trio._core._run import CancelStatus
+from trio.lowlevel import Task
 
 from ..actors import _hosts, _promise
 from ..actors._queue import Queue
