@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Awaitable, Callable
 
 import outcome
 import pytest
@@ -12,6 +13,23 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_subshells.actors import Promise
 from trio_subshells.actors._promise import BlockingPromise
+
+HANG = 60
+
+
+def in_time(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop in another thread, and wait for it no longer than that.
+
+    For who is never woken, though there is a value, can't be cancelled either.
+    """
+    ended: list[outcome.Outcome[None]] = []
+    thread = threading.Thread(
+        target=lambda: ended.append(outcome.capture(trio.run, main)), daemon=True
+    )
+    thread.start()
+    thread.join(HANG)
+    assert ended, "it hangs"
+    ended[0].unwrap()
 
 
 async def test_a_value_wakes_the_waiter() -> None:
@@ -45,19 +63,15 @@ async def test_the_first_resolution_wins() -> None:
     assert await promise.wait() == 1
 
 
-async def test_threads_that_race_to_resolve_have_one_winner() -> None:
+def test_threads_that_race_to_resolve_have_one_winner() -> None:
     count = 8
-    for _ in range(50):
+
+    async def race() -> None:
         promise: Promise[int] = Promise()
         barrier = threading.Barrier(count)
         winners: list[int] = []
 
-        def resolve(
-            n: int,
-            promise: Promise[int] = promise,
-            barrier: threading.Barrier = barrier,
-            winners: list[int] = winners,
-        ) -> None:
+        def resolve(n: int) -> None:
             barrier.wait()
             if promise.resolve(outcome.Value(n)):
                 winners.append(n)
@@ -65,11 +79,16 @@ async def test_threads_that_race_to_resolve_have_one_winner() -> None:
         threads = [threading.Thread(target=resolve, args=(n,)) for n in range(count)]
         for thread in threads:
             thread.start()
-        with trio.fail_after(60):
-            value = await promise.wait()
+        value = await promise.wait()
         for thread in threads:
             thread.join()
         assert winners == [value]
+
+    async def main() -> None:
+        for _ in range(50):
+            await race()
+
+    in_time(main)
 
 
 async def test_what_is_resolved_is_returned_even_to_a_cancelled_task() -> None:
@@ -98,30 +117,32 @@ async def test_waiting_for_what_is_resolved_lets_others_run() -> None:
         assert other_ran.is_set()
 
 
-async def test_a_value_that_comes_with_a_cancellation_is_not_lost() -> None:
-    promise: Promise[int] = Promise()
+def test_a_value_that_comes_with_a_cancellation_is_not_lost() -> None:
     values: list[int] = []
 
-    async def wait(scope: trio.CancelScope) -> None:
+    async def wait(promise: Promise[int], scope: trio.CancelScope) -> None:
         with scope:
             values.append(await promise.wait())
 
-    for resolve_first in (True, False):
-        promise = Promise()
-        scope = trio.CancelScope()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait, scope)
-            await wait_all_tasks_blocked()
-            if resolve_first:
-                promise.resolve(outcome.Value(1))
-                scope.cancel()
-            else:
-                # From another thread: the value is there, its wake-up has not run yet.
-                thread = threading.Thread(target=promise.resolve, args=(outcome.Value(2),))
-                thread.start()
-                thread.join()
-                scope.cancel()
-        assert not scope.cancelled_caught
+    async def main() -> None:
+        for resolve_first in (True, False):
+            promise: Promise[int] = Promise()
+            scope = trio.CancelScope()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait, promise, scope)
+                await wait_all_tasks_blocked()
+                if resolve_first:
+                    promise.resolve(outcome.Value(1))
+                    scope.cancel()
+                else:
+                    # From another thread: the value is there, its wake-up has not run yet.
+                    thread = threading.Thread(target=promise.resolve, args=(outcome.Value(2),))
+                    thread.start()
+                    thread.join()
+                    scope.cancel()
+            assert not scope.cancelled_caught
+
+    in_time(main)
     assert values == [1, 2]
 
 
