@@ -10,9 +10,10 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import open_kernel
-from trio_subshells.testing import check_protocol, explore_schedules, simulated_kernel
+from trio_subshells.testing import Client, check_protocol, explore_schedules, simulated_kernel
 from trio_subshells.testing._network import Network
 
+from . import starting
 from .kernels import Flag, WordsKernel, answered_before, check, early_client, the_simulation
 from .starting import SlowToStart
 
@@ -235,6 +236,26 @@ async def test_a_kernel_that_is_cancelled_ends_in_good_order() -> None:
             assert (await queued.done()).status == "aborted"
 
 
+@asynccontextmanager
+async def client_that_outlives(words: WordsKernel) -> AsyncIterator[Client]:
+    """A client of a kernel that fails; other than the block of `simulated_kernel`, it goes on."""
+    network = Network(the_simulation())
+
+    async def serve_until_it_fails(task_status: trio.TaskStatus[None]) -> None:
+        with pytest.raises(ValueError, match="as was wanted"):
+            await starting.serve(words, network, task_status)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_until_it_fails)
+        async with early_client(network) as client:
+            yield client
+
+
+async def create(client: Client) -> str:
+    """Create a subshell; returns its id."""
+    return str((await client.control("create_subshell_request")).content["subshell_id"])
+
+
 @explore_schedules(20)
 async def test_a_kernel_that_dies_answers_everything() -> None:
     dies, hangs = Flag(), Flag()
@@ -254,26 +275,24 @@ async def test_a_kernel_that_dies_answers_everything() -> None:
             await dies.wait()
             raise ValueError("as was wanted")
 
-    with pytest.raises(ValueError, match="as was wanted"):
-        async with simulated_kernel(Dying()) as kernel:
-            client = kernel.client
-            subshell = await kernel.create_subshell()
-            cells = {
-                where: [client.execute_soon(code, subshell=where) for code in ("wait", "next")]
-                for where in (None, subshell)
-            }
-            hangs.set()
-            creating = client.control_soon("create_subshell_request")
-            await creating.busy()
-            await client.request("kernel_info_request").reply()
-            for running, _ in cells.values():
-                await running.output("execute_input")
-            dies.set()
-            for running, queued in cells.values():
-                assert (await running.done()).ename == "KernelDied"
-                assert (await queued.done()).status == "aborted"
-            assert (await creating.done()).ename in {"KernelDied", "RuntimeError"}
-            await check(client)
+    async with client_that_outlives(Dying()) as client:
+        subshell = await create(client)
+        cells = {
+            where: [client.execute_soon(code, subshell=where) for code in ("wait", "next")]
+            for where in (None, subshell)
+        }
+        hangs.set()
+        creating = client.control_soon("create_subshell_request")
+        await creating.busy()
+        await client.request("kernel_info_request").reply()
+        for running, _ in cells.values():
+            await running.output("execute_input")
+        dies.set()
+        for running, queued in cells.values():
+            assert (await running.done()).ename == "KernelDied"
+            assert (await queued.done()).status == "aborted"
+        assert (await creating.done()).ename in {"KernelDied", "RuntimeError"}
+        await check(client)
 
 
 def waits_for_another_cell(words: WordsKernel, begun: Flag, said: list[str]) -> None:
@@ -313,14 +332,13 @@ async def test_a_kernel_that_dies_ends_who_waits_for_another_cell() -> None:
     words = Dying()
     waits_for_another_cell(words, begun, said)
 
-    with pytest.raises(ValueError, match="as was wanted"):
-        async with simulated_kernel(words) as kernel:
-            await kernel.create_subshell()
-            cell = kernel.client.execute_soon("outer", subshell=await kernel.create_subshell())
-            await begun.wait()
-            dies.set()
-            assert (await cell.done()).ename == "KernelDied"
-            await check(kernel.client)
+    async with client_that_outlives(words) as client:
+        await create(client)
+        cell = client.execute_soon("outer", subshell=await create(client))
+        await begun.wait()
+        dies.set()
+        assert (await cell.done()).ename == "KernelDied"
+        await check(client)
     assert not said
 
 
