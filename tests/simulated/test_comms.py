@@ -57,6 +57,32 @@ async def test_a_cell_gets_what_a_comm_message_brings() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(40, lag=0.5)  # else the cell's patience may end first
+async def test_a_cell_comes_after_all_comm_messages_before_it() -> None:
+    """Which are handled in their order."""
+    handled: list[int] = []
+
+    class Noting(WordsKernel):
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            await trio.lowlevel.checkpoint()
+            handled.append(message.data["number"])
+
+    noting = Noting()
+
+    @noting.cell
+    def read(cell: ts.Cell) -> None:
+        cell.stdout(str(handled))
+
+    async with simulated_kernel(noting) as kernel:
+        client = kernel.client
+        for number in range(3):
+            comm(client, number=number)
+        cell = client.execute_soon("read")
+        assert (await cell.done()).status == "ok"
+        assert cell.text() == "[0, 1, 2]"
+        await check(client)
+
+
 @explore_schedules(40)
 async def test_a_handler_that_waits_for_a_cell_gets_it() -> None:
     opened = Flag()

@@ -127,6 +127,24 @@ async def test_what_a_cell_executes_elsewhere_is_its_output_too() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(20)
+async def test_what_a_completion_executes_elsewhere_is_not_the_last_cells() -> None:
+    class Completing(WordsKernel):
+        async def complete(self, request: ts.CompleteRequest) -> ts.Completion:
+            async with ts.spawn_subshell() as subshell:
+                assert (await subshell.execute("say")).status == "ok"
+            return ts.Completion((), 0, 0)
+
+    async with simulated_kernel(Completing()) as kernel:
+        client = kernel.client
+        cell = client.execute_soon("cell")
+        completion = client.request("complete_request", {"code": "", "cursor_pos": 0})
+        assert (await completion.done()).status == "ok"
+        await trio.sleep(1)  # whatever comes after idle has come
+        assert cell.text() == "cell"
+        await check(client)
+
+
 @explore_schedules(100)
 async def test_a_cell_that_was_given_up_says_nothing_more() -> None:
     """Neither by itself, nor by what it executes elsewhere, nor by what it has left behind."""

@@ -21,7 +21,7 @@ from trio_subshells.actors import ActorState, Promise
 from trio_subshells.actors._promise import BlockingPromise
 from trio_subshells.actors._queue import Queue
 from trio_subshells.actors._transport import TrioBell
-from trio_subshells.sockets import InprocTransport, open_context
+from trio_subshells.sockets import Context, InprocTransport, open_context
 from trio_subshells.sockets._transport import InprocBell
 from trio_subshells.testing import explore_schedules
 
@@ -267,10 +267,17 @@ async def test_each_end_of_a_channel_is_told_what_was_closed(closes: str) -> Non
 # ------------------------------------------------------------------------------------------ bells
 
 
-@explore_schedules(150, preempt=["trio_subshells.actors._transport"])
-async def test_no_ring_is_lost() -> None:
-    """Not even to a wait that is given up."""
-    bells: list[TrioBell] = []
+def _transport(context: Context, kind: str) -> actors.Transport:
+    return InprocTransport(context) if kind == "inproc" else actors.TrioTransport()
+
+
+@pytest.mark.parametrize("kind", ["trio", "inproc"])
+@explore_schedules(
+    150, preempt=["trio_subshells.actors._transport", "trio_subshells.sockets._transport"]
+)
+async def test_no_ring_is_lost(kind: str) -> None:
+    """Not even to a wait that is given up; from a thread that is attached, and from another."""
+    bells: list[actors.Bell] = []
     is_there = Flag()
     news: list[int] = []
     patient: list[bool] = []
@@ -283,7 +290,7 @@ async def test_no_ring_is_lost() -> None:
         nursery.cancel_scope.cancel()
 
     async def listens() -> None:
-        bell = TrioBell()
+        bell = transport.open_bell()
         bells.append(bell)
         is_there.set()
         while len(news) < 4:
@@ -302,20 +309,28 @@ async def test_no_ring_is_lost() -> None:
             bells[0].ring()
             await trio.lowlevel.checkpoint()
 
-    await in_threads(listens=listens, one=rings, two=rings)
-    bells[0].ring()
+    async def rings_attached() -> None:
+        with transport.attach():
+            await rings()
+
+    with open_context() as context:
+        transport = _transport(context, kind)
+        await in_threads(listens=listens, one=rings, two=rings_attached)
+        bells[0].ring()
 
 
+@pytest.mark.parametrize("kind", ["trio", "inproc"])
 @explore_schedules(30)
-async def test_a_cancelled_wait_takes_no_ring() -> None:
-    bell = TrioBell()
-    bell.ring()
-    with trio.CancelScope() as scope:
-        scope.cancel()
+async def test_a_cancelled_wait_takes_no_ring(kind: str) -> None:
+    with open_context() as context:
+        bell = _transport(context, kind).open_bell()
+        bell.ring()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await bell.wait()
+        assert scope.cancelled_caught
         await bell.wait()
-    assert scope.cancelled_caught
-    await bell.wait()
-    bell.close()
+        bell.close()
 
 
 @explore_schedules(150, preempt=["trio_subshells.sockets._transport"])
@@ -501,6 +516,26 @@ async def test_who_is_told_of_a_start_or_an_end_sees_it(host: actors.Host) -> No
             ref.tell_nowait("end")
 
         await in_threads(watches=watches, ends=ends)
+
+
+@explore_schedules(100, preempt=["trio_subshells.actors._supervision"])
+async def test_who_looks_at_a_tree_sees_who_stays() -> None:
+    """From another thread, whoever else comes or goes meanwhile."""
+    async with actors.open_system() as system:
+        await system.spawn(_Mortal(), name="stays")
+
+        async def looks() -> None:
+            for _ in range(2):
+                assert "stays" in system.tree()
+                assert "system/stays" in [each.path for each in system.statistics().actors]
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(in_threads, looks=looks))
+            for name in ("one", "other"):
+                ref = await system.spawn(_Mortal(), name=name)
+                ref.cancel()
+                await ref.watch()
 
 
 @pytest.mark.parametrize("steps", range(5))

@@ -367,6 +367,43 @@ async def test_what_strikes_in_a_protected_block_is_raised_once() -> None:
     assert len(caught) <= (not struck[0])
 
 
+class _Choosy(_Raiser):
+    """Refuses every other strike: its thread is in something that is not to be torn apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._refuses = True
+
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        self._refuses = not self._refuses
+        return not self._refuses and super().strike(error)
+
+
+@pytest.mark.parametrize("firmly", [False, True], ids=["once", "firmly"])
+@explore_schedules(60, preempt=["trio_subshells.kernel._guard"])
+async def test_what_was_raised_is_withdrawn_though_the_next_strike_was_refused(
+    firmly: bool,
+) -> None:
+    guard, raiser, begun, goes_on = CellGuard(), _Choosy(), Flag(), threading.Event()
+
+    async def cell() -> None:
+        begun.set()
+        goes_on.wait()
+
+    async def runs() -> None:
+        with suppress(CellEnded):
+            await guard.run(cell, what=1, raiser=raiser)
+        assert not raiser.is_pending, "to be raised when the cell has ended"
+
+    async def strikes() -> None:
+        await begun.wait()
+        for _ in range(2):
+            guard.strike(1, firmly=firmly)
+        goes_on.set()
+
+    await in_threads(runs=runs, strikes=strikes)
+
+
 # ------------------------------------------------------------------------------------------ output
 
 

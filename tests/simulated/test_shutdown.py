@@ -41,6 +41,25 @@ async def test_a_shutdown_is_answered_last() -> None:
 
 
 @explore_schedules(60)
+async def test_a_shutdown_on_the_shell_channel_is_answered_last() -> None:
+    """That of a client older than protocol 5.4."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        cells = [client.execute_soon("wait", subshell=where) for where in (None, subshell)]
+        for cell in cells:
+            await cell.output("execute_input")
+        stopping = client.request("shutdown_request", {"restart": True})
+        reply = await stopping.reply()
+        assert (reply.status, reply.content.get("restart")) == ("ok", True)
+        await kernel.wait_closed()
+        await check(client)
+        for cell in cells:
+            assert cell.replies[0].content["ename"] == "KernelShutdown"
+            assert answered_before(client, cell, stopping)
+
+
+@explore_schedules(60)
 async def test_each_shutdown_is_answered_last() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
         client = kernel.client
@@ -219,6 +238,24 @@ async def test_who_shuts_down_early_is_served() -> None:
             words.started.set()
             assert (await stopping.done()).status == "ok"
             await check(client)
+
+
+@explore_schedules(40)
+async def test_a_kernel_whose_start_outlasts_its_shutdown_ends() -> None:
+    """Whatever its main shell is asked for when it is there at last."""
+    words = SlowToStart()
+    network = Network(the_simulation())
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(starting.serve, words, network)
+        await words.starting.wait()
+        async with early_client(network) as client:
+            assert (await client.control("shutdown_request", restart=False)).status == "ok"
+            words.started.set()
+            for _ in range(3):
+                client.execute_soon("block")
+                await trio.lowlevel.checkpoint()
+    assert trio.current_time() - begin < 60
 
 
 @explore_schedules(40)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +19,7 @@ from trio_subshells.sockets import (
     open_iopub_device,
     open_publisher,
 )
+from trio_subshells.sockets._subscribers import _addresses_of, _Connection, _disconnect
 
 HANG = 60
 MEGABYTE = bytes(1_000_000)
@@ -71,6 +74,25 @@ async def test_who_does_not_read_is_disconnected(
             assert len(lost) == 1
             assert lost[0][0] == 1
             assert "disconnected" in lost[0][1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, sockets have no descriptors")
+def test_a_descriptor_that_is_a_strangers_by_now_is_left_alone() -> None:
+    """The connection that it stood for has ended, and that is yet to be heard of."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def connect() -> tuple[socket.socket, socket.socket]:
+            client = stack.enter_context(socket.create_connection(listener.getsockname()))
+            return stack.enter_context(listener.accept()[0]), client
+
+        (lazy, _), (stranger, strangers_client) = connect(), connect()
+        addresses = _addresses_of(lazy.fileno())
+        assert addresses is not None
+        os.dup2(stranger.fileno(), lazy.fileno())
+        assert not _disconnect(_Connection(lazy.fileno(), addresses))
+        stranger.sendall(b"it goes on")
+        assert strangers_client.recv(10) == b"it goes on"
 
 
 async def test_with_nobody_to_disconnect_what_is_large_is_not_published(context: Context) -> None:
