@@ -274,6 +274,42 @@ def test_what_happens_in_between_does_not_take_a_lock_from_who_was_stopped() -> 
     assert set(told) == {0, 1, 2}
 
 
+def test_what_is_removed_while_it_waits_for_a_lock_to_be_free_does_not_happen() -> None:
+    """A line that is cut, say, by one thread, while another was stopped with a lock."""
+
+    class Owner:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.first = self.second = 0
+
+        def change(self) -> None:
+            with self.lock:
+                self.first += 1
+                self.second += 1
+
+    async def body() -> None:
+        owner = Owner()
+        simulation = Simulation.current
+        assert simulation is not None
+        removed = False
+
+        def happen() -> None:
+            assert not removed
+
+        async def remove() -> None:
+            nonlocal removed
+            turn = simulation.happening(None, "it happens", happen)
+            simulation.add(turn)
+            for _ in range(2):
+                await trio.lowlevel.checkpoint()
+            simulation.remove(turn)
+            removed = True
+
+        await in_threads(owner.change, remove)
+
+    explore(body, preempt=[sys.modules[__name__]], schedules=300)
+
+
 # ------------------------------------------------------------------------------------------ checks
 
 

@@ -788,8 +788,9 @@ class Simulation:
 
     def remove(self, turn: Turn) -> None:
         """Let it not be possible any more."""
-        if turn in self.turns:
-            self.turns.remove(turn)
+        for turns in (self.turns, self._deferred):
+            if turn in turns:
+                turns.remove(turn)
         self._timers = [each for each in self._timers if each[2] is not turn]
         heapq.heapify(self._timers)
 
