@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -230,6 +231,49 @@ def test_its_timeout_is_in_virtual_seconds() -> None:
 
     explore(body, preempt=[sys.modules[__name__]], strategy=Replay("1:"))
     assert got == [(False, 3), (False, 3), (True, 3), (True, 100)]
+
+
+class Outside:
+    """Calls the modules that are preempted, and isn't in one of them."""
+
+    def __init__(self) -> None:
+        self.lock: Any = threading.Lock()
+        self.counter = Counter()
+
+    def add_under_lock(self) -> None:
+        with self.lock:
+            self.counter.add_in_place()
+
+    def add_after_it(self) -> None:
+        with self.lock:
+            pass
+        self.counter.add_under_lock()
+
+
+@pytest.mark.parametrize("kind", [threading.Lock, threading.RLock])
+def test_nobody_is_stopped_with_a_lock_that_is_not_simulated(kind: Callable[[], Any]) -> None:
+    """Whoever wanted that would wait for ever, and not in virtual time."""
+
+    async def body() -> None:
+        outside = Outside()
+        outside.lock = kind()
+        await in_threads(outside.add_under_lock, outside.add_under_lock)
+
+    line = Outside.add_under_lock.__code__.co_firstlineno + 2
+    wrong = re.escape(f"a lock, self.lock, from {__name__}:{line}")
+    right = re.escape(f"preempt=[..., {__name__!r}]")
+    with pytest.raises(RuntimeError, match=f"can't be stopped at .*shared.*{wrong}.*{right}"):
+        explored(body)
+    assert explore(body, preempt=[shared, __name__], schedules=200).schedules == 200
+
+
+def test_who_has_given_it_back_is_stopped() -> None:
+    async def body() -> None:
+        outside = Outside()
+        await in_threads(outside.add_after_it, outside.add_after_it)
+        assert outside.counter.count == 2
+
+    assert explored(body).schedules == 200
 
 
 def test_what_is_no_lock_is_left_alone() -> None:

@@ -83,6 +83,10 @@ class RealInput(SimulationFailure):
     """A task wants something of the operating system, which isn't simulated."""
 
 
+class RealLock(RuntimeError):
+    """A thread can't be stopped where it has a lock that isn't simulated: nothing is explored."""
+
+
 def _all(messages: Sequence[object]) -> str:
     shown = ", ".join(f"{each!r:.100}" for each in itertools.islice(messages, _MOST_SHOWN))
     more = len(messages) - _MOST_SHOWN

@@ -224,7 +224,8 @@ def explore(
         preempt: modules and packages that have been imported, or their names. In some schedules,
             threads are stopped between two statements of their functions, and others go on first,
             as in reality. Locks that they take with ``with`` or ``acquire`` are simulated; others
-            must not take the same ones meanwhile.
+            must not take the same ones meanwhile, nor call into these modules while they have real
+            ones.
         shrink: whether a failing schedule is shrunk, and told. That takes a while; with what makes
             many attempts by itself, as hypothesis does, it is better done for the last one only.
 
@@ -236,7 +237,8 @@ def explore(
             where a thread wasn't joined `Unjoined`, and so on (see `SimulationFailure`).
         UncontrolledNondeterminism: one has, but not when it was run again: something else than the
             schedule decides.
-        RuntimeError: this is a trio loop.
+        RuntimeError: this is a trio loop; or a thread was to be stopped where it has a lock that a
+            module has taken which is not preempted; it says which.
         ValueError: there is no such module to preempt, or no source of it.
     """
     __tracebackhide__ = True

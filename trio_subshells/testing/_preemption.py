@@ -16,12 +16,15 @@ chosen: that is one deviation of the schedule, which is replayed and left out in
 are.
 
 A thread that is stopped keeps its locks. Those that the chosen modules take, by ``with`` or by
-``acquire``, are therefore stand-ins here, which block simulated threads.
+``acquire``, are therefore stand-ins here, which block simulated threads. Others may call into the
+chosen modules with a real lock: whoever wanted that while a thread is stopped there would block all
+threads, for ever. So that is looked for before a thread is stopped, as far as it can be seen.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import gc
 import inspect
 import linecache
@@ -30,13 +33,14 @@ import random
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import CodeType, FunctionType, ModuleType, TracebackType
+from types import CodeType, FrameType, FunctionType, ModuleType, TracebackType
 from typing import Any, Final
 
 import attrs
 
+from ._errors import RealLock
 from ._simulation import Simulation, Turn
 
 _STOP: Final = "__may_be_preempted__"
@@ -163,7 +167,7 @@ class Preemption:
             number = self._code.numbers.get(stop.place)
             if number is not None:
                 wanted.setdefault(number, []).append(stop)
-        watch = _Watch(simulation, wanted, self._code.places)
+        watch = _Watch(simulation, wanted, self._code)
         simulation.locks = watch.locks
         for module in self._code.modules:
             vars(module)[_STOP] = watch.reached
@@ -183,14 +187,13 @@ class _Watch:
         locks: the stand-ins for locks.
     """
 
-    def __init__(
-        self, simulation: Simulation, wanted: dict[int, list[Stop]], places: Sequence[str]
-    ) -> None:
+    def __init__(self, simulation: Simulation, wanted: dict[int, list[Stop]], code: _Code) -> None:
         self.counts: dict[int, int] = {}
         self.locks = Locks(simulation)
         self._simulation = simulation
         self._wanted = wanted
-        self._places = places
+        self._places = code.places
+        self._modules = {each.__name__ for each in code.modules}
         self._since: dict[int, tuple[int, int]] = {}
 
     def reached(self, number: int) -> None:
@@ -217,6 +220,10 @@ class _Watch:
             else:
                 is_now = times == stop.times and decisions == stop.decision
             if is_now and simulation.could_preempt():
+                error = _real_lock(sys._getframe(2), self._modules, self._places[number])
+                if error is not None:
+                    simulation.fail(error)
+                    return
                 wanted.remove(stop)
                 simulation.stops.append(Stop(self._places[number], count))
                 simulation.preempt(str(Stop(self._places[number], times)))
@@ -326,6 +333,54 @@ def _lock_of(lock: Any) -> Any:
         if simulation is not None and simulation.locks is not None and simulation.is_here():
             return simulation.locks.of(lock)
     return lock
+
+
+def _real_lock(frame: FrameType | None, modules: Container[str], place: str) -> RealLock | None:
+    """What is wrong with stopping a thread, if it has come there with a lock that isn't simulated.
+
+    Args:
+        frame: where it is.
+        modules: whose locks are simulated.
+        place: its name.
+    """
+    while frame is not None and frame.f_code.co_name != "unrolled_run":
+        module = frame.f_globals.get("__name__")
+        if module not in modules:
+            for first, last, what in _blocks(frame.f_code):
+                if first <= frame.f_lineno <= last and _is_lock(what, frame):
+                    return RealLock(
+                        f"a thread can't be stopped at {place}: it has come there with a lock, "
+                        f"{what}, from {module}:{frame.f_lineno}, where locks aren't simulated; "
+                        "whoever wants the same one would wait for ever. Stop threads in that "
+                        f"module, too: preempt=[..., {module!r}]"
+                    )
+        frame = frame.f_back
+    return None
+
+
+def _is_lock(what: str, frame: FrameType) -> bool:
+    try:
+        return isinstance(eval(what, frame.f_globals, frame.f_locals), _KINDS_OF_LOCK)
+    except Exception:
+        return False  # it is called otherwise by now
+
+
+@functools.lru_cache(1000)
+def _blocks(code: CodeType) -> list[tuple[int, int, str]]:
+    """The blocks of a function's ``with`` that may be locks': first line, last line, and whose."""
+    try:
+        source = inspect.getsource(code)
+        tree = ast.parse("if True:\n" + source if source[0].isspace() else "\n" + source)
+    except (OSError, SyntaxError):
+        return []
+    before = code.co_firstlineno - 2
+    return [
+        (each.body[0].lineno + before, (each.end_lineno or 0) + before, ast.unparse(what))
+        for each in ast.walk(tree)
+        if isinstance(each, ast.With)
+        for what in (item.context_expr for item in each.items)
+        if isinstance(what, ast.Name | ast.Attribute)
+    ]
 
 
 # --------------------------------------------------------------------------------------- compiling

@@ -26,7 +26,7 @@ from typing import Any, Final, Self, TextIO
 import attrs
 import outcome
 
-from ._errors import LeftBehind, SimulationFailure, leaves
+from ._errors import LeftBehind, RealLock, SimulationFailure, leaves
 from ._preemption import Preemption
 from ._process import simulated_process
 from ._simulation import Chooser, Recorder, Simulation
@@ -143,7 +143,7 @@ class Runs:
 
         Raises:
             BaseException: what isn't a failure of the code, but says that all is to end:
-                `KeyboardInterrupt`, `SystemExit`, pytest's skip and xfail.
+                `KeyboardInterrupt`, `SystemExit`, pytest's skip and xfail, `RealLock`.
         """
         if self._begin is not None:
             self._begin()
@@ -249,7 +249,7 @@ def _raise_what_ends_all(failure: BaseException) -> None:
 
 def _ends_all(error: BaseException) -> bool:
     # A subclass of it is what a kernel ends its cells with.
-    if type(error) is KeyboardInterrupt or isinstance(error, SystemExit):
+    if type(error) is KeyboardInterrupt or isinstance(error, SystemExit | RealLock):
         return True
     outcomes = sys.modules.get("_pytest.outcomes")
     if outcomes is None:
