@@ -118,7 +118,7 @@ async def never_closed() -> None:
 
 def test_who_waits_in_our_code_is_told_with_its_line() -> None:
     line = told(never_closed, "main waits at test_story_places.py:")
-    assert re.search(r"\(in Queue\.get, actors/_queue\.py:\d+\)$", line)
+    assert re.search(r"\(actors/_queue\.py:\d+: await bell\.wait\(\)\)$", line)
 
 
 class Dying(actors.Actor):

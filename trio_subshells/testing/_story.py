@@ -476,7 +476,8 @@ def effects_of(scene: Scene, line: Line) -> list[str]:
     answered = any(
         isinstance(each, Taken) and each.message.kind in {"answer", "reply"} for each in row.effects
     )
-    words = [row.assigned] if row.assigned and not answered else []
+    plain = row.place is not None and row.assigned == row.place.code  # a constant: the line says it
+    words = [row.assigned] if row.assigned and not answered and not plain else []
     given = {
         effect.message.receiver if isinstance(effect, Sent) else effect.message.sender
         for effect in row.effects
@@ -666,9 +667,10 @@ def waiter_words(scene: Scene, waiting: Waiting, most: int) -> str:
     inside = waiting.inside
     if inside not in {None, place} and not what:
         assert inside is not None
-        what = f"  (in {inside.function}, {inside.short})"
-        if len(start) + len(what) + _LEAST_CODE_WAITED > most:
-            what = f"  ({inside.short})"
+        room = most - len(start) - len(inside.short) - len("  (: )") - _LEAST_CODE_WAITED
+        what = f"  ({inside.short})"
+        if room >= _LEAST_CODE_WAITED:
+            what = f"  ({inside.short}: {shorten(inside.code, room)})"
     code = (
         ""
         if place is None
