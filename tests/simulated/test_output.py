@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextvars import Context
 
+import pytest
 import trio
 
 import trio_subshells as ts
@@ -244,34 +245,38 @@ async def test_idle_is_the_last_that_is_heard_of_who_was_given_up() -> None:
     assert said[-1] == "idle"
 
 
-@explore_schedules(200)
-async def test_what_a_garbage_collection_prints_is_sent_too() -> None:
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@explore_schedules(150)
+async def test_what_a_garbage_collection_prints_is_sent_too(stream: str) -> None:
     """It may run a finalizer that prints, before any line of the port's own code."""
-    sent: list[str] = []
+    session = WireSession(b"")
+    cell, other = session.header("execute_request"), session.header("execute_request")
+    sent: dict[tuple[str, str], str] = {}
     collected: list[str] = []
 
     class Publisher:
         def publish(self, frames: Sequence[bytes]) -> None:
             content = json.loads(frames[-1])
-            sent.append(content.get("text") or f"({content['execution_state']})")
+            to = content.get("name", "stdout"), json.loads(frames[-3])["msg_id"]
+            text = content.get("text") or f"({content['execution_state']})"
+            sent[to] = sent.get(to, "") + text
 
-    port = OutputPort(WireSession(b""), Publisher(), lambda port: None)
+    port = OutputPort(session, Publisher(), lambda port: None)
 
     def collect() -> None:
-        collected.append("<a finalizer>")
-        port.stream("stdout", "<a finalizer>", None)
+        collected.append("a finalizer")
+        port.stream(stream, "a finalizer", other)
 
     with before_a_line(_output, 90, "a finalizer prints", collect):
-        port.stream("stdout", "one", None)
+        port.stream("stdout", "one", cell)
         port.flush()
-        port.stream("stdout", "two\n", None)
-        port.stream("stdout", "three", None)
-        port.status("idle", None)
-        port.stream("stdout", "four", None)
+        port.stream("stdout", "two\n", cell)
+        port.stream("stdout", "three", cell)
+        port.status("idle", cell)
+        port.stream("stdout", "four", cell)
     port.flush()
-    everything = "".join(sent)
-    assert everything.count("<a finalizer>") == len(collected)
-    assert everything.replace("<a finalizer>", "") == "onetwo\nthree(idle)four"
+    assert sent.pop((stream, other.msg_id), "") == "".join(collected)
+    assert sent == {("stdout", cell.msg_id): "onetwo\nthree(idle)four"}
 
 
 @explore_schedules(20)

@@ -19,11 +19,13 @@ In a child process that a cell has forked, none of this is touched: the lock may
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 
@@ -34,7 +36,9 @@ from ._types import Json
 GATHERING_TIME: Final = 0.03
 """Seconds that a stream's text may wait for more to come."""
 LARGEST_GATHERED: Final = 1 << 18
-"""Characters of a stream that are sent without waiting for more."""
+"""Characters of streams that are sent without waiting for more."""
+
+_BELONGS_TO: Final = operator.itemgetter(0, 1)
 
 
 class FramesPublisher(Protocol):
@@ -140,11 +144,10 @@ class OutputPort:
         self._sending = False
         self._outbox: list[list[bytes]] = []
         self._closed = False
-        self._text: list[str] = []
+        # Each with its stream and its parent: what belongs together is put there in one step.
+        self._text: list[tuple[str, Header | None, str]] = []
         self._length = 0
         self._timed = False  # somebody will call time_is_up
-        self._stream = ""
-        self._parent: Header | None = None
         self._sent_at = -1.0
         self._messages = 0
         self._late = 0
@@ -215,11 +218,8 @@ class OutputPort:
             if outlet is not None and outlet.is_shut:
                 timed = self._drop()
             else:
-                if self._text and (self._stream != name or self._parent is not parent):
-                    self._flush()
-                self._text.append(text)
+                self._text.append((name, parent, text))
                 self._length += len(text)
-                self._stream, self._parent = name, parent
                 quiet = time.monotonic() - self._sent_at >= GATHERING_TIME
                 if self._length >= LARGEST_GATHERED or (quiet and text.endswith("\n")):
                     self._flush()
@@ -264,15 +264,15 @@ class OutputPort:
         gathered, self._text = self._text, []  # a garbage collection may print from here on
         self._length = 0
         self._sent_at = time.monotonic()
-        content: dict[str, Any] = {"name": self._stream, "text": "".join(gathered)}
-        self._send(
-            self._session.serialize(
-                "stream",
-                content,
-                parent=self._parent,
-                idents=(b"%sstream.%s" % (self._topic, self._stream.encode()),),
+        for (name, parent), pieces in itertools.groupby(gathered, _BELONGS_TO):
+            self._send(
+                self._session.serialize(
+                    "stream",
+                    {"name": name, "text": "".join([text for _, _, text in pieces])},
+                    parent=parent,
+                    idents=(b"%sstream.%s" % (self._topic, name.encode()),),
+                )
             )
-        )
 
     def _send(self, frames: list[bytes]) -> bool:
         """Under the lock. What comes in while a message is being sent is sent after it."""
