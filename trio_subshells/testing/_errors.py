@@ -53,7 +53,7 @@ class Starvation(SimulationFailure):
 
 
 class LostMessage(SimulationFailure):
-    """A message lies there, and nobody will ever take it."""
+    """A message lies there, or the end of all messages, and nobody will ever take it."""
 
     @classmethod
     def unnoticed(cls, name: str, messages: Sequence[object]) -> LostMessage:

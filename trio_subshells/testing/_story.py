@@ -91,7 +91,7 @@ _MEANINGS: Final[tuple[tuple[type[BaseException], str], ...]] = (
     ),
     (
         LostMessage,
-        "A message lies there, and nobody takes it: who should hasn't been woken, or doesn't look.",
+        "Something lies there, a message or their end; who should take it sleeps, or doesn't look.",
     ),
     (
         UnansweredRequest,
