@@ -200,6 +200,18 @@ async def test_a_queue_loses_nothing(
         assert own == sorted(own)
 
 
+@pytest.mark.parametrize("put", [_Use.put, _Use.put_and_withdraw, _Use.put_nowait])
+@explore_schedules(60, preempt=["trio_subshells.actors._queue"])
+async def test_what_is_discarded_is_all_that_was_accepted(
+    put: Callable[[_Use, str], Awaitable[None]],
+) -> None:
+    """As an actor ends, which nobody receives for from then on."""
+    use = _Use()
+    await in_threads(puts=partial(put, use, "value"), closes=partial(use.close_and_discard, ""))
+    assert use.left == use.accepted
+    assert use.queue.statistics().length == 0
+
+
 # --------------------------------------------------------------------------------------- channels
 
 
