@@ -9,6 +9,7 @@ import threading
 import attrs
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from trio_subshells.kernel import _memory
@@ -144,6 +145,32 @@ async def test_without_threads_it_waits_for_better_times(
     allocator.release(70 * MB)
     await settled(allocator)
     assert allocator.trims == 1
+
+
+async def test_who_is_cancelled_waits_for_its_thread() -> None:
+    released, ended = threading.Event(), trio.Event()
+    begun, token = trio.Event(), trio.lowlevel.current_trio_token()
+
+    class SlowAllocator(FakeAllocator):
+        def trim(self) -> None:
+            token.run_sync_soon(begun.set)
+            assert released.wait(60)
+
+    async def trim() -> None:
+        await _memory._trim(SlowAllocator())
+        ended.set()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trim)
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+                has_waited = not ended.is_set()
+                released.set()
+    assert has_waited
+    assert ended.is_set()
 
 
 async def test_other_allocators_are_left_alone(

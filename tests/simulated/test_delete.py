@@ -145,7 +145,7 @@ async def test_it_is_answered_once_whenever_it_is_given_up() -> None:
         await check(client)
 
 
-@explore_schedules(100)
+@explore_schedules(250)
 async def test_it_is_heard_in_order_though_it_ends_while_it_is_given_up() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
         client = kernel.client

@@ -43,6 +43,7 @@ from trio_subshells.testing._simulation import Simulation
 from trio_subshells.wire import ConnectionInfo
 
 from .lines import before_a_line
+from .threads import in_threads
 
 FEW_STEPS = 3_000
 
@@ -432,6 +433,20 @@ async def test_the_last_output_before_the_device_ends_is_not_lost() -> None:
     assert received == [[b"topic", b"main", b"0"], [b"topic", b"main", b"1"]]
 
 
+@explore_schedules(100, max_steps=FEW_STEPS)
+async def test_a_device_that_is_cancelled_ends_as_any_other() -> None:
+    """What was published is delivered."""
+    with open_context() as context, context.socket(zmq.SUB, subscribe=b"topic") as client:
+        with trio.CancelScope() as scope:
+            async with open_iopub_device(context, "tcp://127.0.0.1:0") as device:
+                client.connect(device.url)
+                await device.publisher.receive_subscription()
+                speak(device.publisher, b"main")
+                scope.cancel()
+        received = [await client.receive() for _ in range(2)]
+    assert received == [[b"topic", b"main", b"0"], [b"topic", b"main", b"1"]]
+
+
 class Listener(actors.Actor):
     """Waits on a socket of its own until the context ends."""
 
@@ -462,6 +477,31 @@ async def test_the_end_of_a_context_is_told_to_who_waits() -> None:
         await ref.watch()
     assert left_open.value.names == ("forgotten",)
     assert told == ["the context of the socket 'forgotten' has ended"]
+
+
+@explore_schedules(100, max_steps=FEW_STEPS, preempt=["trio_subshells.sockets._context"])
+async def test_a_socket_is_opened_before_the_end_of_its_context_or_not_at_all() -> None:
+    context = Context()
+    opened: list[str] = []
+    left: list[str] = []
+
+    async def opens() -> None:
+        try:
+            socket = context.socket(zmq.PULL, name="late")
+        except RuntimeError:
+            return
+        opened.append(socket.name)
+        with socket, contextlib.suppress(trio.BrokenResourceError):
+            await socket.receive()
+
+    async def closes() -> None:
+        try:
+            context.close()
+        except SocketsLeftOpenError as error:
+            left.extend(error.names)
+
+    await in_threads(opens=opens, closes=closes)
+    assert left == opened
 
 
 # -- a whole kernel ----------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import trio
@@ -141,6 +143,32 @@ def test_who_does_not_close_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch)
     thread.join(60)
     waiter.join(60)  # and it is right: the last socket is closed, so the context ends after all
     assert not waiter.is_alive()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no ipc")
+def test_the_end_waits_for_who_lingers_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only for who was closed last."""
+    monkeypatch.setattr(_context, "GRACE_SECONDS", 0)
+    url = f"ipc://{tmp_path}/late"
+    context = Context()
+    with context.socket(zmq.PUSH, linger=60_000) as patient, context.socket(zmq.PUSH, linger=0):
+        patient.connect(url)
+        patient.send_nowait([b"last words"])
+        patient.close()
+    received: list[bytes] = []
+
+    def take() -> None:
+        with zmq.Context() as other, other.socket(zmq.PULL) as pull:
+            pull.bind(url)
+            received.append(pull.recv())
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    context.close()
+    thread.join(60)
+    assert received == [b"last words"]
 
 
 def test_descriptors_are_given_back(count_descriptors) -> None:

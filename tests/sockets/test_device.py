@@ -187,6 +187,7 @@ async def test_leaving_gives_threads_and_descriptors_back(
 
 @pytest.mark.usefixtures("no_thread_left")
 async def test_a_cancelled_block_is_left_cleanly(context: Context) -> None:
+    before = trio.lowlevel.current_statistics().tasks_living
     with trio.CancelScope() as scope:
         async with (
             open_iopub_device(context, "tcp://127.0.0.1:0"),
@@ -195,6 +196,7 @@ async def test_a_cancelled_block_is_left_cleanly(context: Context) -> None:
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
+    assert trio.lowlevel.current_statistics().tasks_living == before
     assert context.statistics().sockets_open == ()
 
 
