@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import trio_subshells as ts
 from trio_subshells.testing import explore_schedules, simulated_kernel
 
-from .kernels import Flag, WordsKernel, check
+from .kernels import Flag, WordsKernel, answered_before, check
 
 
 @explore_schedules(100)
@@ -31,6 +33,8 @@ async def test_what_had_come_is_aborted() -> None:
         assert (await completion.done()).status == "ok"
         assert words.executed == ["fails", "later"]
         await check(kernel.client)
+        for each, following in pairwise([*cells, later]):
+            assert answered_before(client, each, following)
 
 
 @explore_schedules(40)
