@@ -11,6 +11,9 @@ import trio
 from trio_subshells import actors
 from trio_subshells.testing import explore_schedules
 
+from .kernels import Flag
+from .threads import Caller
+
 in_a_task_and_in_a_thread = pytest.mark.parametrize(
     "host", [actors.TaskHost(), actors.ThreadHost()], ids=["task", "thread"]
 )
@@ -140,6 +143,46 @@ async def test_a_channel_that_is_closed_ends_for_its_receiver() -> None:
     async with actors.open_system() as system:
         await together(receive, lambda: in_another_thread(system, "sender", send))
     assert received == [0, 1, 2]
+
+
+@pytest.mark.parametrize("cancelled", ["sender", "receiver"])
+@explore_schedules(60)
+async def test_an_end_of_a_channel_is_closed_also_by_who_is_cancelled(cancelled: str) -> None:
+    ends: list[actors.CrossThreadSendChannel[str]] = []
+    is_open, is_held = Flag(), Flag()
+
+    async def is_cancelled() -> None:
+        is_held.set()
+        await trio.sleep_forever()
+
+    async def send() -> None:
+        await is_open.wait()
+        async with ends[0]:
+            if cancelled == "sender":
+                await is_cancelled()
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await ends[0].send("value")
+
+    async def receive() -> None:
+        receiving: actors.CrossThreadReceiveChannel[str]
+        sending, receiving = actors.open_channel(1)
+        ends.append(sending)
+        is_open.set()
+        async with receiving:
+            if cancelled == "receiver":
+                await is_cancelled()
+            assert [value async for value in receiving] == []
+
+    async with actors.open_system() as system:
+        refs = {
+            name: await system.spawn(Caller(function), name=name, host=actors.ThreadHost())
+            for name, function in (("sender", send), ("receiver", receive))
+        }
+        await is_held.wait()
+        refs[cancelled].cancel()
+        for ref in refs.values():
+            await ref.watch()
 
 
 # ----------------------------------------------------------------------------------------- asks

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -34,6 +35,7 @@ from trio_subshells.kernel._output import Outlet, OutputPort
 from trio_subshells.kernel._parent import VARIABLE
 from trio_subshells.kernel._pending import AnswerRight, Execution, PendingTable
 from trio_subshells.kernel._terminate import Terminator
+from trio_subshells.sockets import Ledger, _ledger
 from trio_subshells.testing import explore_schedules
 from trio_subshells.wire import WireSession
 
@@ -488,6 +490,22 @@ async def test_what_is_written_as_the_time_is_up_is_sent() -> None:
     while timers:
         timers.pop().time_is_up()
     assert "".join(sent) == "ab"
+
+
+@explore_schedules(300, preempt=["trio_subshells.sockets._ledger"])
+async def test_what_all_publishers_are_lent_is_counted() -> None:
+    """Who is lent something, and who lets go of it, are threads that know nothing of each other."""
+    ledger = Ledger(math.inf)
+
+    async def is_lent() -> None:
+        message = ledger.lent([b"frame"], 20)
+        await trio.lowlevel.checkpoint()
+        del message
+
+    # A frame of libzmq's would be let go of in a thread that isn't simulated.
+    with mock.patch.object(_ledger, "zmq", SimpleNamespace(Frame=lambda loan, copy: loan)):
+        await in_threads(a=is_lent, b=is_lent, c=is_lent)
+    assert ledger.held == 0
 
 
 # ---------------------------------------------------------------------------------------- failures

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -26,15 +27,19 @@ from trio_subshells.kernel._ground import ZMQGround
 from trio_subshells.sockets import (
     Context,
     InprocTransport,
+    Ledger,
     Publisher,
     Socket,
     SocketsLeftOpenError,
+    SubscriberLimits,
     _socket,
+    _subscribers,
     _transport,
     open_context,
     open_iopub_device,
     open_publisher,
 )
+from trio_subshells.sockets._subscribers import LOOKING_INTERVAL, Subscribers, _Connection
 from trio_subshells.testing import check_protocol, explore_schedules
 from trio_subshells.testing._hosted import host_kernel
 from trio_subshells.testing._network import SimulatedRaiser
@@ -342,6 +347,14 @@ async def test_an_interrupt_takes_no_ring_with_it() -> None:
             bell.close()
 
 
+@explore_schedules(20, max_steps=FEW_STEPS)
+async def test_a_socket_is_closed_also_by_who_is_cancelled() -> None:
+    with open_context() as context:  # which would tell of one that is left open
+        async with trio.open_nursery() as nursery, context.socket(zmq.DEALER) as socket:
+            nursery.cancel_scope.cancel()
+            await socket.receive()
+
+
 # -- several threads ---------------------------------------------------------------------------
 
 
@@ -502,6 +515,51 @@ async def test_a_socket_is_opened_before_the_end_of_its_context_or_not_at_all() 
 
     await in_threads(opens=opens, closes=closes)
     assert left == opened
+
+
+# -- subscribers that don't read ---------------------------------------------------------------
+
+
+@explore_schedules(10)
+async def test_who_was_slow_the_last_time_has_all_the_patience_again() -> None:
+    lost: list[str] = []
+    looks: Iterator[object] = iter(())
+    ledger = Ledger(math.inf)
+    subscribers = Subscribers(
+        SubscriberLimits(patience=100, patience_seconds=40 * LOOKING_INTERVAL),
+        ledger,
+        lambda count, what: lost.append(what),
+        lambda reason: None,
+        is_encrypted=False,
+    )
+    subscribers._connections[1] = _Connection(1, ("here", "there"))
+
+    async def is_watched(count: int) -> None:
+        nonlocal looks
+        looks = iter(range(count - 1))
+        ledger._held = 100
+        await subscribers.watch()
+
+    def bytes_left(descriptor: int) -> int:
+        if next(looks, None) is None:
+            ledger._held = 0
+        return 10
+
+    def disconnect(connection: _Connection) -> bool:
+        ledger._held = 0
+        return True
+
+    with mock.patch.multiple(
+        _subscribers,
+        _can_be_sent_to=lambda descriptor: False,
+        _bytes_left=bytes_left,
+        _disconnect=disconnect,
+    ):
+        await is_watched(30)
+        await is_watched(30)
+        assert not lost
+        await is_watched(41)
+        assert len(lost) == 1
 
 
 # -- a whole kernel ----------------------------------------------------------------------------
