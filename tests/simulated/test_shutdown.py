@@ -10,12 +10,14 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import open_kernel
+from trio_subshells.kernel._ladder import SHUTDOWN_TIMEOUT
 from trio_subshells.testing import Client, check_protocol, explore_schedules, simulated_kernel
 from trio_subshells.testing._network import Network
 
 from . import starting
 from .kernels import Flag, WordsKernel, answered_before, check, early_client, the_simulation
 from .starting import SlowToStart
+from .threads import some_steps
 
 
 @explore_schedules(60)
@@ -288,11 +290,6 @@ async def client_that_outlives(words: WordsKernel) -> AsyncIterator[Client]:
             yield client
 
 
-async def create(client: Client) -> str:
-    """Create a subshell; returns its id."""
-    return str((await client.control("create_subshell_request")).content["subshell_id"])
-
-
 @explore_schedules(20)
 async def test_a_kernel_that_dies_answers_everything() -> None:
     dies, hangs = Flag(), Flag()
@@ -313,7 +310,7 @@ async def test_a_kernel_that_dies_answers_everything() -> None:
             raise ValueError("as was wanted")
 
     async with client_that_outlives(Dying()) as client:
-        subshell = await create(client)
+        subshell = await client.create_subshell()
         cells = {
             where: [client.execute_soon(code, subshell=where) for code in ("wait", "next")]
             for where in (None, subshell)
@@ -370,8 +367,8 @@ async def test_a_kernel_that_dies_ends_who_waits_for_another_cell() -> None:
     waits_for_another_cell(words, begun, said)
 
     async with client_that_outlives(words) as client:
-        await create(client)
-        cell = client.execute_soon("outer", subshell=await create(client))
+        await client.create_subshell()
+        cell = client.execute_soon("outer", subshell=await client.create_subshell())
         await begun.wait()
         dies.set()
         assert (await cell.done()).ename == "KernelDied"
@@ -493,3 +490,30 @@ async def test_what_is_asked_while_a_start_is_cancelled_has_not_met_a_dead_kerne
                     ename = reply.content.get("ename", reply.content["status"])
                     assert ename in {"aborted", "UnknownSubshell", "RuntimeError", "KernelShutdown"}
     assert words.executed == []
+
+
+@pytest.mark.parametrize("steps", [0, 5, 10, 20])
+@explore_schedules(40, lag=0)
+async def test_a_start_that_is_cancelled_at_any_moment_ends_at_once(steps: int) -> None:
+    """Nothing runs yet that would have to be ended, or waited for."""
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, WordsKernel(), Network(the_simulation()), scope)
+        await some_steps(steps)
+        scope.cancel()
+    assert trio.current_time() < SHUTDOWN_TIMEOUT
+
+
+@explore_schedules(60)
+async def test_who_has_come_early_has_not_met_a_dead_kernel_if_the_start_is_cancelled() -> None:
+    network = Network(the_simulation())
+    scope = trio.CancelScope()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve, SlowToStart(), network, scope)
+        while "shell" not in network.routers:  # noqa: ASYNC110 -- in another thread
+            await trio.sleep(0.01)
+        async with early_client(network) as client:
+            creating = client.control_soon("create_subshell_request")
+            await creating.busy()
+            scope.cancel()
+            assert (await creating.done()).ename in {"RuntimeError", "KernelShutdown"}

@@ -198,7 +198,10 @@ async def _open_shielded_system(transport: Transport) -> AsyncIterator[Superviso
                 await leave.wait()
 
     async with trio.open_nursery() as nursery:
-        system: Supervisor = await nursery.start(hold)
+        # Shielded: otherwise trio leaves a task to itself, as soon as it has started, whose
+        # `start` has been cancelled, and waits for its end. That would be for ever.
+        with trio.CancelScope(shield=True):
+            system: Supervisor = await nursery.start(hold)
         try:
             yield system
         finally:
