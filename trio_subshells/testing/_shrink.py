@@ -42,7 +42,7 @@ def shrink(
     *,
     stops: Sequence[Stop] = (),
     runs: int = 3_000,
-    seconds: float = 10,
+    seconds: float = 30,
 ) -> Schedule:
     """Shrink a schedule that fails to one that fails in the same way with fewer deviations.
 
@@ -68,7 +68,7 @@ def shrink(
 
     best = schedule
     if len(schedule) > _MANY:
-        best = few_delays(schedule, 0.7) or schedule
+        best = few_delays(schedule, 0.6) or schedule
     best = _fewer_deviations(best, bounded)
     while len(best) > _FEW and not bounded.spent:
         shorter = _held(best, bounded)
