@@ -248,6 +248,27 @@ async def test_every_ask_ends_however_many_there_are(host: actors.Host) -> None:
 
 
 @in_a_task_and_in_a_thread
+@explore_schedules(60)
+async def test_an_error_is_the_askers_as_long_as_there_is_one(host: actors.Host) -> None:
+    class Fails(actors.Actor):
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            async for letter in mailbox:
+                with letter.answering():
+                    while letter.message == "given up" and letter.wants_reply:  # noqa: ASYNC110
+                        await trio.sleep(0.01)  # nothing announces it
+                    raise ValueError(letter.message)
+
+    async with actors.open_system() as system:
+        ref = await system.spawn(Fails(), name="fails", host=host, on_failure=actors.Stop())
+        with pytest.raises(ValueError, match="wanted"):
+            await ref.ask("wanted", timeout=math.inf)
+        with pytest.raises(actors.AskTimeout):
+            await ref.ask("given up", timeout=1)
+        ended = await ref.watch()
+    assert isinstance(ended.error, ValueError)
+
+
+@in_a_task_and_in_a_thread
 @explore_schedules(100)
 async def test_an_ask_that_is_given_up_wants_no_reply(host: actors.Host) -> None:
     class Keeper(actors.Actor):
