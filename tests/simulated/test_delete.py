@@ -97,6 +97,24 @@ async def test_whatever_runs_is_ended() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(40)
+async def test_a_handle_tells_the_whole_life_of_its_subshell() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.running.create_subshell()
+        assert subshell.state is ts.SubshellState.IDLE
+        stuck = client.execute_soon("stick 20", subshell=subshell.id)
+        await stuck.output("execute_input")
+        assert subshell.state is ts.SubshellState.BUSY
+        delete = await client.control("delete_subshell_request", subshell_id=subshell.id, timeout=2)
+        assert delete.status == "error"
+        assert subshell.state is ts.SubshellState.UNJOINABLE
+        while (await client.control("list_subshell_request")).content["subshell_id"]:  # noqa: ASYNC110
+            await trio.sleep(1)
+        assert subshell.state is ts.SubshellState.DELETED
+        await check(client)
+
+
 @explore_schedules(60)
 async def test_what_is_stuck_is_given_up() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:

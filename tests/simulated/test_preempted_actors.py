@@ -6,15 +6,18 @@ lost, nothing is taken twice, nobody waits for ever, and what one has been told 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import outcome
 import pytest
 import trio
+import zmq
 
 from trio_subshells import actors
 from trio_subshells.actors import ActorState, Promise
@@ -280,15 +283,24 @@ async def test_each_end_of_a_channel_is_told_what_was_closed(closes: str) -> Non
 
 
 def _transport(context: Context, kind: str) -> actors.Transport:
-    return InprocTransport(context) if kind == "inproc" else actors.TrioTransport()
+    return actors.TrioTransport() if kind == "trio" else InprocTransport(context)
 
 
-@pytest.mark.parametrize("kind", ["trio", "inproc"])
+def _without_room(open_raw: Callable[..., Any], kind: zmq.SocketType, *args: object) -> Any:
+    if kind is zmq.SocketType.PUSH:
+        raise OSError(errno.EMFILE, "no room for a socket to ring with")
+    return open_raw(kind, *args)
+
+
+@pytest.mark.parametrize("kind", ["trio", "inproc", "inproc without room"])
 @explore_schedules(
     150, preempt=["trio_subshells.actors._transport", "trio_subshells.sockets._transport"]
 )
 async def test_no_ring_is_lost(kind: str) -> None:
-    """Not even to a wait that is given up; from a thread that is attached, and from another."""
+    """Not even to a wait that is given up; from a thread that is attached, and from another.
+
+    And not for want of a socket to ring with.
+    """
     bells: list[actors.Bell] = []
     is_there = Flag()
     news: list[int] = []
@@ -327,6 +339,8 @@ async def test_no_ring_is_lost(kind: str) -> None:
 
     with open_context() as context:
         transport = _transport(context, kind)
+        if kind == "inproc without room":
+            context._open_raw = partial(_without_room, context._open_raw)  # type: ignore[method-assign]
         await in_threads(listens=listens, one=rings, two=rings_attached)
         bells[0].ring()
 
