@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import Context
+from functools import partial
+from unittest import mock
 
 import pytest
 import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import _output
+from trio_subshells.kernel._guard import CellGuard
 from trio_subshells.kernel._output import Outlet, OutputPort
+from trio_subshells.kernel._stdin import Prompter
 from trio_subshells.testing import explore_schedules, simulated_kernel
 from trio_subshells.wire import WireSession
 
@@ -277,6 +282,58 @@ async def test_what_a_garbage_collection_prints_is_sent_too(stream: str) -> None
     port.flush()
     assert sent.pop((stream, other.msg_id), "") == "".join(collected)
     assert sent == {("stdout", cell.msg_id): "onetwo\nthree(idle)four"}
+
+
+class RaisesHere:
+    """Interrupts its own thread, at once."""
+
+    missed = False
+
+    def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
+        raise error
+
+    def withdraw(self) -> None:
+        """It has been raised already."""
+
+
+@explore_schedules(150)
+async def test_an_interrupt_tears_no_output_apart() -> None:
+    """What is written is sent, all or nothing of it; and so is what comes later."""
+    sent: list[str] = []
+    timers: list[OutputPort] = []
+    guard, session = CellGuard(), WireSession(b"")
+
+    class Publisher:
+        def publish(self, frames: Sequence[bytes]) -> None:
+            content = json.loads(frames[-1])
+            sent.append(content.get("text") or content["data"]["text/plain"])
+
+    port = OutputPort(session, Publisher(), timers.append)
+    request = session.message("execute_request", {"code": "print"})
+    cell = ts.Cell(
+        content=request.content,
+        metadata={},
+        execution_count=1,
+        subshell=ts.SubshellInfo(None),
+        state=None,
+        outlet=Outlet(port, request.header),
+        prompter=mock.create_autospec(Prompter),
+        guard=guard,
+    )
+
+    async def prints() -> None:
+        with before_a_line(_output, 100, "an interrupt", partial(guard.strike, 1)):
+            cell.stdout("a")
+            cell.display({"text/plain": "b"})
+            cell.stderr("c\n")
+            cell.stdout("d\n")
+
+    with suppress(KeyboardInterrupt):
+        await guard.run(prints, what=1, raiser=RaisesHere())
+    port.stream("stdout", "later", request.header)
+    for timer in timers:
+        timer.time_is_up()
+    assert "".join(sent) in {f"{said}later" for said in ("a", "ab", "abc\n", "abc\nd\n")}
 
 
 @explore_schedules(20)
