@@ -63,6 +63,10 @@ processes.submit(time.sleep, 3600)
 with trio.move_on_after(0):
     await trio.to_thread.run_sync(time.sleep, 3600, abandon_on_cancel=True)
 """,
+    "what is started at the end": """
+import atexit
+atexit.register(subprocess.Popen, ['sleep', '3600'])
+""",
 }
 
 #: What a cell may be waiting for, in a call that nothing interrupts in a thread.
@@ -109,7 +113,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("cell", "restart"), list(zip(LEFT_BEHIND, [False, True, True, False], strict=True))
+    ("cell", "restart"), list(zip(LEFT_BEHIND, [False, True, True, False, False], strict=True))
 )
 def test_a_shutdown_leaves_nothing_behind(
     client: Client, kernel: Kernel, cell: str, restart: bool

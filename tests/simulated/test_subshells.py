@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 import trio_subshells as ts
+from trio_subshells.actors import Host
 from trio_subshells.testing import explore_schedules, simulated_kernel
 
 from .kernels import Flag, WordsKernel, check
@@ -42,6 +44,25 @@ async def test_a_subshell_that_dies_answers_everything() -> None:
         assert (await queued.done()).status == "aborted"
         assert (await client.execute("late", subshell=subshell)).ename == "UnknownSubshell"
         assert (await elsewhere.done()).status == "ok"
+        await check(client)
+
+
+@pytest.mark.parametrize("host", [ts.TaskHost(), ts.ThreadHost()], ids=["task", "thread"])
+@explore_schedules(5)
+async def test_however_much_waits_for_a_subshell_all_of_it_is_answered(host: Host) -> None:
+    class Hosted(WordsKernel):
+        subshell_host = host
+
+    async with simulated_kernel(Hosted()) as kernel:
+        client = kernel.client
+        for subshell in (None, await kernel.create_subshell()):
+            busy = client.execute_soon("block", subshell=subshell)
+            await busy.output("execute_input")
+            queued = [client.execute_soon("on", subshell=subshell) for _ in range(80)]
+            await client.request("kernel_info_request").reply()
+            assert (await kernel.interrupt(subshell)).status == "ok"
+            for cell in queued:
+                await cell.done()
         await check(client)
 
 
