@@ -231,3 +231,25 @@ async def test_an_interrupt_of_all_ends_who_waits_for_another_cell() -> None:
             assert cell.text() == ""
             assert await kernel.subshells() == [subshell]
         await check(client)
+
+
+@explore_schedules(3)
+async def test_more_signals_than_control_has_room_for_end_no_kernel() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        cell = kernel.client.execute_soon("block")
+        await cell.busy()
+        for _ in range(1_100):
+            kernel.running.interrupt_soon()
+        assert (await cell.done()).ename == "KeyboardInterrupt"
+        assert (await kernel.client.execute("say")).status == "ok"
+
+
+@explore_schedules(100)
+async def test_a_signal_that_comes_as_a_kernel_ends_does_nothing() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        assert (await kernel.shutdown()).status == "ok"
+        for _ in range(50):
+            kernel.running.interrupt_soon()
+            await trio.lowlevel.checkpoint()
+        await kernel.wait_closed()
+        kernel.running.interrupt_soon()
