@@ -42,7 +42,7 @@ def shrink(
     *,
     stops: Sequence[Stop] = (),
     runs: int = 3_000,
-    seconds: float = 30,
+    seconds: float = 60,
 ) -> Schedule:
     """Shrink a schedule that fails to one that fails in the same way with fewer deviations.
 
