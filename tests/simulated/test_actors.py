@@ -269,6 +269,25 @@ async def test_an_error_is_the_askers_as_long_as_there_is_one(host: actors.Host)
 
 
 @in_a_task_and_in_a_thread
+@explore_schedules(40)
+async def test_a_timeout_of_the_receivers_own_is_its_answer(host: actors.Host) -> None:
+    """Whichever of the two is over first is told of, and as what it is."""
+
+    class Hurries(actors.Actor):
+        async def run(self, mailbox: actors.Mailbox) -> None:
+            async for letter in mailbox:
+                with letter.answering(), trio.fail_after(2):
+                    await trio.sleep_forever()
+
+    async with actors.open_system() as system:
+        ref = await system.spawn(Hurries(), name="hurries", host=host, on_failure=actors.Restart())
+        for patience in (1, 10, math.inf):
+            with pytest.raises(trio.TooSlowError) as error:
+                await ref.ask("anything", timeout=patience)
+            assert (error.type is actors.AskTimeout) is (patience == 1)
+
+
+@in_a_task_and_in_a_thread
 @explore_schedules(100)
 async def test_an_ask_that_is_given_up_wants_no_reply(host: actors.Host) -> None:
     class Keeper(actors.Actor):

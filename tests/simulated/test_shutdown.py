@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
+from unittest import mock
 
 import pytest
 import trio
 
 import trio_subshells as ts
-from trio_subshells.kernel import open_kernel
+from trio_subshells.kernel import _main, open_kernel
 from trio_subshells.kernel._ladder import SHUTDOWN_TIMEOUT
 from trio_subshells.testing import Client, check_protocol, explore_schedules, simulated_kernel
 from trio_subshells.testing._network import Network
@@ -517,3 +518,23 @@ async def test_who_has_come_early_has_not_met_a_dead_kernel_if_the_start_is_canc
             await creating.busy()
             scope.cancel()
             assert (await creating.done()).ename in {"RuntimeError", "KernelShutdown"}
+
+
+@pytest.mark.parametrize("seconds", [0, 0.5, 100])
+@explore_schedules(20)
+async def test_who_leaves_by_force_leaves_though_all_else_is_cancelled(seconds: float) -> None:
+    """However long what has been sent is on its way, and whenever the rest of the kernel ends."""
+    for patience in (0, _main.LAST_WORDS / 2, _main.LINGER / 2, 2 * _main.LINGER):
+        gone_at = trio.current_time() + seconds
+        with mock.patch.multiple(
+            _main,
+            bytes_on_their_way=lambda until=gone_at: int(trio.current_time() < until),
+            terminate_children=mock.DEFAULT,
+            kill_children=mock.DEFAULT,
+            remove_own_files=mock.DEFAULT,
+            leave_at_once=mock.DEFAULT,
+        ) as done:
+            with trio.move_on_after(patience):
+                await _main._leave_by_force(1)
+            done["kill_children"].assert_called_once()
+            done["leave_at_once"].assert_called_once_with(1)

@@ -32,6 +32,7 @@ from trio_subshells.sockets import (
     Socket,
     SocketsLeftOpenError,
     SubscriberLimits,
+    _publisher,
     _socket,
     _subscribers,
     _transport,
@@ -433,6 +434,28 @@ async def test_not_even_the_first_output_of_a_new_publisher_is_lost() -> None:
     for who in (b"main", b"thread"):
         said = [frames for frames in received if frames[1] == who]
         assert said == [[b"topic", who, b"0"], [b"topic", who, b"1"]]
+
+
+@explore_schedules(100, max_steps=FEW_STEPS)
+async def test_who_is_notified_hears_of_all_who_come_however_much_it_publishes() -> None:
+    topics = [b"%d" % number for number in range(4)]
+    with mock.patch.object(_publisher, "DRAIN_INTERVAL", 2), open_context() as context:
+        async with open_iopub_device(context, "tcp://127.0.0.1:0") as device:
+
+            async def publish() -> None:
+                for _ in topics:
+                    speak(device.publisher, b"main")
+                    await trio.sleep(1)
+
+            with context.socket(zmq.SUB, linger=0) as client:
+                client.connect(device.url)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(publish)
+                    for topic in topics:
+                        client.set(zmq.SUBSCRIBE, topic)
+                        await trio.sleep(1)
+                    heard = [await device.publisher.receive_subscription() for _ in topics]
+    assert [each.topic for each in heard] == topics
 
 
 @explore_schedules(150, max_steps=FEW_STEPS)
