@@ -235,9 +235,17 @@ async def test_an_interrupt_of_all_ends_who_waits_for_another_cell() -> None:
 
 @explore_schedules(3)
 async def test_more_signals_than_control_has_room_for_end_no_kernel() -> None:
-    async with simulated_kernel(WordsKernel()) as kernel:
-        cell = kernel.client.execute_soon("block")
-        await cell.busy()
+    words = WordsKernel()
+    begun = Flag()
+
+    @words.cell
+    def computes(cell: ts.Cell) -> None:
+        begun.set()
+        compute()
+
+    async with simulated_kernel(words) as kernel:
+        cell = kernel.client.execute_soon("computes")
+        await begun.wait()
         for _ in range(1_100):
             kernel.running.interrupt_soon()
         assert (await cell.done()).ename == "KeyboardInterrupt"
