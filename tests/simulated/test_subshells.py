@@ -66,6 +66,20 @@ async def test_however_much_waits_for_a_subshell_all_of_it_is_answered(host: Hos
         await check(client)
 
 
+@explore_schedules(2, max_steps=100_000)
+async def test_however_much_is_aborted_at_a_time_all_of_it_is_answered() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        busy = client.execute_soon("block")
+        await busy.output("execute_input")
+        queued = [client.execute_soon("on") for _ in range(1100)]
+        await client.request("kernel_info_request").reply()
+        assert (await kernel.interrupt()).status == "ok"
+        for cell in queued:
+            await cell.done()
+        await check(client)
+
+
 @explore_schedules(100)
 async def test_a_reply_that_has_come_is_not_lost_to_a_cancellation() -> None:
     """A subshell replies in order: when the second reply is there, so is the first."""
