@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from unittest import mock
 
 import pytest
 import trio
 
+from trio_subshells.kernel import _channels
 from trio_subshells.kernel._channels import LARGE_MESSAGE, ClientSocket
 from trio_subshells.kernel._drops import Drops
-from trio_subshells.wire import WireSession
+from trio_subshells.wire import Receiver, WireSession
 
 
 class Frame(bytes):
@@ -102,3 +104,18 @@ def test_who_sends_for_ever_does_not_keep_others_waiting_for_ever(key: bytes) ->
     taken = list(ClientSocket("shell", flood, receiver, drops).receive_what_is_there(7))
     assert flood.taken == 7
     assert len(taken) + sum(each.count for each in drops.counts()) == 7
+
+
+def test_few_large_replies_are_kept_for_who_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though each of them was sent by itself; and others get theirs."""
+    reply = bytes(20_000)
+    monkeypatch.setattr(_channels, "MOST_UNREAD", 5 * len(reply))
+    kept: list[Sequence[bytes]] = []
+    router = mock.Mock(spec=["send_nowait"], send_nowait=kept.append)
+    clients = ClientSocket("shell", router, mock.create_autospec(Receiver), drops := Drops())
+    assert [clients.send([b"sleeps", reply]) for _ in range(8)] == [True] * 5 + [False] * 3
+    assert clients.send([b"reads", reply])
+    assert not clients.send([b"sleeps", reply])
+    assert clients.send([b"sleeps", b"a small one"])
+    assert len(kept) == 7
+    assert [each.count for each in drops.counts()] == [4]

@@ -45,6 +45,31 @@ async def test_each_cell_gets_its_own_answer() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(40)
+async def test_what_is_printed_before_a_prompt_comes_before_it() -> None:
+    words = Asking()
+
+    @words.cell
+    async def say_and_ask(cell: ts.Cell) -> None:
+        cell.stdout("Who are you? ")
+        await cell.input()
+        cell.stdout("And you? ")
+        cell.blocking_input()
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        cell = client.execute_soon("say_and_ask", allow_stdin=True)
+        prompts = []
+        for _ in range(2):
+            prompts.append(await client.prompt())
+            client.answer(prompts[-1], "me")
+        assert (await cell.done()).status == "ok"
+        said = [each for each in cell.published if each.header.msg_type == "stream"]
+        for text, prompt in zip(said, prompts, strict=True):
+            assert client.sent[text.header.msg_id] < client.sent[prompt.header.msg_id]
+        await check(client)
+
+
 @explore_schedules(60)
 async def test_a_prompt_that_was_interrupted_gets_no_answer() -> None:
     async with simulated_kernel(Asking()) as kernel:

@@ -12,27 +12,33 @@ import trio_subshells as ts
 from trio_subshells.actors import Host
 from trio_subshells.testing import explore_schedules, simulated_kernel
 
-from .kernels import Flag, WordsKernel, check
+from .kernels import Flag, WordsKernel, answered_before, check
+
+
+class Dying(WordsKernel):
+    """Its subshells die when they are told to."""
+
+    def __init__(self, dies: Flag) -> None:
+        super().__init__()
+        self._dies = dies
+
+    @asynccontextmanager
+    async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            if not info.is_main:
+                nursery.start_soon(self.die)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def die(self) -> None:
+        await self._dies.wait()
+        raise ValueError("as was wanted")
 
 
 @explore_schedules(60)
 async def test_a_subshell_that_dies_answers_everything() -> None:
     dies = Flag()
-
-    class Dying(WordsKernel):
-        @asynccontextmanager
-        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
-            async with trio.open_nursery() as nursery:
-                if not info.is_main:
-                    nursery.start_soon(self.die)
-                yield
-                nursery.cancel_scope.cancel()
-
-        async def die(self) -> None:
-            await dies.wait()
-            raise ValueError("as was wanted")
-
-    async with simulated_kernel(Dying()) as kernel:
+    async with simulated_kernel(Dying(dies)) as kernel:
         client = kernel.client
         subshell = await kernel.create_subshell()
         running, queued = [client.execute_soon(code, subshell=subshell) for code in ("wait", "on")]
@@ -45,6 +51,24 @@ async def test_a_subshell_that_dies_answers_everything() -> None:
         assert (await client.execute("late", subshell=subshell)).ename == "UnknownSubshell"
         assert (await elsewhere.done()).status == "ok"
         await check(client)
+
+
+@explore_schedules(100)
+async def test_what_is_no_more_owes_nothing() -> None:
+    """Whoever is told that there is no such subshell."""
+    dies = Flag()
+    async with simulated_kernel(Dying(dies)) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        cells = [client.execute_soon(code, subshell=subshell) for code in ("wait", *["on"] * 3)]
+        await client.request("kernel_info_request").reply()
+        await cells[0].output("execute_input")
+        dies.set()
+        await cells[0].done()
+        deleting = client.control_soon("delete_subshell_request", subshell_id=subshell)
+        assert (await deleting.reply()).ename in {None, "UnknownSubshell"}
+        await check(client)
+        assert all(answered_before(client, cell, deleting) for cell in cells)
 
 
 @pytest.mark.parametrize("host", [ts.TaskHost(), ts.ThreadHost()], ids=["task", "thread"])
