@@ -12,7 +12,14 @@ import trio
 import trio_subshells as ts
 from trio_subshells.kernel import _main, open_kernel
 from trio_subshells.kernel._ladder import SHUTDOWN_TIMEOUT
-from trio_subshells.testing import Client, check_protocol, explore_schedules, simulated_kernel
+from trio_subshells.testing import (
+    Client,
+    Exchange,
+    KernelUnderTest,
+    check_protocol,
+    explore_schedules,
+    simulated_kernel,
+)
 from trio_subshells.testing._network import Network
 
 from . import starting
@@ -43,15 +50,21 @@ async def test_a_shutdown_is_answered_last() -> None:
         assert deleting.replies
 
 
+async def cells_that_wait(kernel: KernelUnderTest) -> list[Exchange]:
+    """Two of them, which have begun: in the main shell and in a subshell."""
+    subshell = await kernel.create_subshell()
+    cells = [kernel.client.execute_soon("wait", subshell=where) for where in (None, subshell)]
+    for cell in cells:
+        await cell.output("execute_input")
+    return cells
+
+
 @explore_schedules(60)
 async def test_a_shutdown_on_the_shell_channel_is_answered_last() -> None:
     """That of a client older than protocol 5.4."""
     async with simulated_kernel(WordsKernel()) as kernel:
         client = kernel.client
-        subshell = await kernel.create_subshell()
-        cells = [client.execute_soon("wait", subshell=where) for where in (None, subshell)]
-        for cell in cells:
-            await cell.output("execute_input")
+        cells = await cells_that_wait(kernel)
         stopping = client.request("shutdown_request", {"restart": True})
         reply = await stopping.reply()
         assert (reply.status, reply.content.get("restart")) == ("ok", True)
@@ -66,10 +79,7 @@ async def test_a_shutdown_on_the_shell_channel_is_answered_last() -> None:
 async def test_each_shutdown_is_answered_last() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
         client = kernel.client
-        subshell = await kernel.create_subshell()
-        cells = [client.execute_soon("wait", subshell=where) for where in (None, subshell)]
-        for cell in cells:
-            await cell.output("execute_input")
+        cells = await cells_that_wait(kernel)
         stops = [client.control_soon("shutdown_request", restart=False) for _ in range(2)]
         await stops[0].reply()
         for cell in cells:
