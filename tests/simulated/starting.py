@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 
 import trio
@@ -31,11 +31,18 @@ class SlowToStart(WordsKernel):
 async def serve(
     words: WordsKernel,
     network: Network,
+    scope: trio.CancelScope | None = None,
+    *,
+    on_unjoinable: Callable[[int], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a kernel in the calling thread, until a client shuts it down."""
-    async with open_kernel(
-        words, make_raiser=network.make_raiser, open_ground=lambda: nullcontext(network)
-    ) as running:
-        task_status.started()
-        await running.wait_closed()
+    """Run a kernel in the calling thread, until a client shuts it down, or it is cancelled."""
+    with scope or nullcontext():
+        async with open_kernel(
+            words,
+            make_raiser=network.make_raiser,
+            on_unjoinable=on_unjoinable,
+            open_ground=lambda: nullcontext(network),
+        ) as running:
+            task_status.started()
+            await running.wait_closed()

@@ -175,14 +175,9 @@ async def test_a_kernel_that_has_failed_has_failed_though_it_is_shut_down_then()
 
     async def serve_until_it_fails(task_status: trio.TaskStatus[None]) -> None:
         with suppress(TypeError):
-            async with open_kernel(
-                WordsKernel(),
-                make_raiser=network.make_raiser,
-                on_unjoinable=unjoinable,
-                open_ground=lambda: nullcontext(network),
-            ) as running:
-                task_status.started()
-                await running.wait_closed()
+            await starting.serve(
+                WordsKernel(), network, on_unjoinable=unjoinable, task_status=task_status
+            )
 
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_until_it_fails)
@@ -202,20 +197,12 @@ async def serve(
     scope: trio.CancelScope,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a kernel in the calling thread, until it is shut down or cancelled."""
+    """Run a kernel in the calling thread, of which everything can be ended."""
 
     async def unjoinable(status: int) -> None:
         raise AssertionError("there is something that can't be ended")
 
-    with scope:
-        async with open_kernel(
-            words,
-            make_raiser=network.make_raiser,
-            on_unjoinable=unjoinable,
-            open_ground=lambda: nullcontext(network),
-        ) as running:
-            task_status.started()
-            await running.wait_closed()
+    await starting.serve(words, network, scope, on_unjoinable=unjoinable, task_status=task_status)
 
 
 @explore_schedules(40)
@@ -293,7 +280,7 @@ async def client_that_outlives(words: WordsKernel) -> AsyncIterator[Client]:
 
     async def serve_until_it_fails(task_status: trio.TaskStatus[None]) -> None:
         with pytest.raises(ValueError, match="as was wanted"):
-            await starting.serve(words, network, task_status)
+            await starting.serve(words, network, task_status=task_status)
 
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_until_it_fails)
