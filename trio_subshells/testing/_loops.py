@@ -353,7 +353,7 @@ class Loop:
             return
         self._finish()
         self.enter()
-        tasks = sorted(self.runner.tasks, key=lambda task: task._counter, reverse=True)
+        tasks = sorted(self.runner.tasks, key=order_of_start, reverse=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # that it was abandoned, we know
             self._passes.close()
@@ -372,6 +372,11 @@ def _close(coro: CoroutineType[Any, Any, Any]) -> None:
     """Unwind a task's stack. What it does on the way is of no interest: the run has failed."""
     with suppress(BaseException):
         coro.close()
+
+
+def order_of_start(task: trio.lowlevel.Task) -> int:
+    """To sort tasks by, which trio keeps in sets: the order of these is one of addresses."""
+    return task._counter
 
 
 def wake(task: trio.lowlevel.Task) -> None:

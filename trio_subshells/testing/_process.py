@@ -39,6 +39,7 @@ from ..actors._queue import Queue
 from ..actors._transport import Bell
 from ..kernel import _guard, _output, _pending
 from . import _zmq
+from ._loops import order_of_start
 from ._simulation import SimulatedThread, Simulation, Turn
 
 _real_ident: Final = threading.get_ident
@@ -233,7 +234,7 @@ def _recalculate(status: CancelStatus) -> None:
         _real_recalculate(status)
     finally:
         tasks, simulation.cancelling = simulation.cancelling, outer
-    for task in sorted(tasks, key=_started):
+    for task in sorted(tasks, key=order_of_start):
         task._attempt_delivery_of_any_pending_cancel()
 
 
@@ -243,10 +244,6 @@ def _deliver(task: Task) -> None:
         _real_deliver(task)
     else:
         simulation.cancelling.append(task)
-
-
-def _started(task: Task) -> int:
-    return task._counter
 
 
 _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
