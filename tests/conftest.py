@@ -1,4 +1,4 @@
-"""How the whole suite is spread over two processes, by pytest-xdist.
+"""What the whole suite needs, and how it is spread over two processes, by pytest-xdist.
 
 Half of it waits most of its time, for kernels in other processes, for a browser, for timeouts of
 real threads. The other half computes. Two workers do both at once, and a run takes half as long.
@@ -8,6 +8,7 @@ Somebody who names the tests that he wants has them run by the process that he h
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 PROCESSES = ("tests/browser/", "tests/cli/", "tests/process/", "tests/test_examples.py")
 # A process for each test: small pieces, which are done last, by whoever has time.
 MUTANTS = "tests/mutants/"
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C for what it is, though a shell's ``&`` has it ignored by all that it starts.
+
+    There are tests of what Ctrl-C does, in this process and in those that it starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

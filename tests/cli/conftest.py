@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -23,6 +25,17 @@ class Result:
 
 
 Run = Callable[..., Result]
+
+
+@contextmanager
+def ignored(*numbers: int) -> Iterator[None]:
+    """What is started in this block inherits that these signals are ignored."""
+    before = [(each, signal.signal(each, signal.SIG_IGN)) for each in numbers]
+    try:
+        yield
+    finally:
+        for each, handler in before:
+            signal.signal(each, handler)
 
 
 @pytest.fixture(autouse=True)

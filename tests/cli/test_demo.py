@@ -20,7 +20,7 @@ from trio_subshells.cli._demo import Demo, StepFailed, demo
 from trio_subshells.cli._specs import NAME, OwnKernelSpecManager
 from trio_subshells.kernel import install_kernelspec
 
-from .conftest import PROGRAM, Run
+from .conftest import PROGRAM, Run, ignored
 
 pytestmark = pytest.mark.process
 
@@ -63,15 +63,23 @@ def test_a_kernel_that_does_not_start_is_told_with_its_log(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for one process there")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_no_kernel(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [*PROGRAM, "demo"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    ) as process:
+@pytest.mark.parametrize(
+    ("number", "in_vain"),
+    [(signal.SIGINT, ()), (signal.SIGTERM, ()), (signal.SIGTERM, (signal.SIGINT,))],
+    ids=["Ctrl-C", "SIGTERM", "SIGTERM in the background"],
+)
+def test_an_interrupted_demo_leaves_no_kernel(
+    number: signal.Signals, in_vain: tuple[signal.Signals, ...]
+) -> None:
+    with ignored(*in_vain):
+        process = subprocess.Popen(
+            [*PROGRAM, "demo"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    with process:
         assert process.stdout is not None
         for line in process.stdout:
             if found := re.search(r"process (\d+)", line):

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from .conftest import PROGRAM, Run
+from .conftest import PROGRAM, Run, ignored
 
 pytestmark = pytest.mark.process
 
@@ -132,6 +132,19 @@ def test_ctrl_c_writes_what_was_executed_and_leaves_no_kernel(tmp_path: Path) ->
     assert outputs(tmp_path / "work.executed.ipynb")[0][0]["text"] == "done\n"
     with pytest.raises(ProcessLookupError):
         os.kill(kernel, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no hangup")
+def test_what_nohup_has_ignored_is_ignored(program: Run, tmp_path: Path) -> None:
+    notebook = write(
+        tmp_path / "work.ipynb",
+        "import os, signal; os.kill(os.getppid(), signal.SIGHUP)",
+        "print('goes on')",
+    )
+    with ignored(signal.SIGHUP):
+        done = program("run", notebook)
+    assert done.code == 0
+    assert outputs(tmp_path / "work.executed.ipynb")[1][0]["text"] == "goes on\n"
 
 
 # What is refused before a kernel is started

@@ -11,10 +11,12 @@ Everything that waits, waits for a message. ``PATIENCE`` only ends a hang.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from socket import socket as plain_socket
 from subprocess import TimeoutExpired
 from typing import Any
 
@@ -408,6 +410,18 @@ class Kernel:
         self._sockets.close()
 
 
+def _free_ports() -> Iterator[int]:
+    """Ports that no client's connection is given meanwhile: below those that systems give away."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with plain_socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            yield port
+
+
+CHANNELS = ("shell", "iopub", "stdin", "hb", "control")
+
+
 @contextmanager
 def run_kernel(name: str, log: Path, *, arguments: Sequence[str] = ()) -> Iterator[Kernel]:
     """Start a kernel by the name of its kernelspec; leave with it ended, politely or not.
@@ -417,7 +431,9 @@ def run_kernel(name: str, log: Path, *, arguments: Sequence[str] = ()) -> Iterat
     and without child processes, once it was asked to shut down.
     """
     context = zmq.Context()
-    manager = KernelManager(kernel_name=name, context=context)
+    manager = KernelManager(kernel_name=name, context=context, cache_ports=False)
+    for channel, port in zip(CHANNELS, _free_ports(), strict=False):
+        setattr(manager, f"{channel}_port", port)
     with log.open("wb") as output:
         manager.start_kernel(
             extra_arguments=list(arguments), stdout=output.fileno(), stderr=output.fileno()

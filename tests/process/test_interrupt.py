@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from trio_subshells.wire import ConnectionInfo
 
 from ._cells import CALL, ENDLESS, GENTLE, STUBBORN
 from ._client import Client, Kernel
@@ -62,6 +66,54 @@ def test_an_interrupt_is_for_the_whole_kernel(client: Client, kernel: Kernel, ho
     assert [cell.error()["ename"] for cell in cells] == ["KeyboardInterrupt"] * 3
     for subshell in (None, one, other):
         assert client.execute("1 + 1", subshell=subshell).result() == "2"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for one process there")
+def test_an_interrupt_ends_a_start_that_takes_long(tmp_path: Path) -> None:
+    script, connection = tmp_path / "slow.py", tmp_path / "connection.json"
+    script.write_text(
+        """
+from contextlib import asynccontextmanager
+
+import trio
+import trio_subshells as ts
+
+
+class Slow(ts.Kernel):
+    implementation = "slow"
+    implementation_version = "1.0"
+    language_info = ts.LanguageInfo(name="slow")
+
+    @asynccontextmanager
+    async def lifespan(self, kernel):
+        print("starting", flush=True)
+        await trio.sleep_forever()
+        yield
+
+    async def execute(self, cell):
+        pass
+
+
+ts.main(Slow)
+"""
+    )
+    ConnectionInfo.local().write_file(connection)
+    with subprocess.Popen(
+        [sys.executable, str(script), "-f", str(connection)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "starting\n"
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert "interrupted before it had started" in said
+    assert "Traceback" not in said
 
 
 def test_an_interrupt_of_one_subshell_hits_no_other(client: Client) -> None:

@@ -53,6 +53,11 @@ for method in ('fork', 'spawn', 'forkserver'):
 from multiprocessing.shared_memory import SharedMemory
 memory = SharedMemory(create=True, size=100)
 """,
+    "a pool that doesn't obey": """
+pool = multiprocessing.get_context('fork').Pool(1, signal.signal, (signal.SIGTERM, signal.SIG_IGN))
+pool.apply(abs, (-1,))
+pool.apply_async(time.sleep, (3600,))
+""",
     "threads": """
 threading.Thread(target=time.sleep, args=(3600,), daemon=False).start()
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -113,7 +118,8 @@ def lives(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("cell", "restart"), list(zip(LEFT_BEHIND, [False, True, True, False, False], strict=True))
+    ("cell", "restart"),
+    list(zip(LEFT_BEHIND, [False, True, True, False, False, False], strict=True)),
 )
 def test_a_shutdown_leaves_nothing_behind(
     client: Client, kernel: Kernel, cell: str, restart: bool
@@ -128,10 +134,23 @@ def test_a_shutdown_by_force_leaves_nothing_behind(client: Client, kernel: Kerne
     client.execute(SETUP + "import atexit; atexit.register(os.write, 1, b'last words')").ok()
     client.execute(LEFT_BEHIND["processes"]).ok()
     client.execute(LEFT_BEHIND["processes that don't obey"]).ok()
-    stuck = client.execute("print('in'); time.sleep(3600)", subshell=client.create_subshell())
-    stuck.wait_published("stream", "in")
+    get_stuck(client)
     assert shut_down(client, kernel) == []
+    assert "can't be ended" in kernel.log.read_text()
     assert "last words" in kernel.log.read_text()
+
+
+def test_a_shutdown_by_force_waits_for_no_handler(client: Client, kernel: Kernel) -> None:
+    client.execute(SETUP + "import atexit; atexit.register(time.sleep, 3600)").ok()
+    get_stuck(client)
+    assert shut_down(client, kernel) == []
+
+
+def get_stuck(client: Client) -> None:
+    """Have a subshell in a call that nothing ends."""
+    code = "gate = threading.Lock(); gate.acquire(); print('in'); gate.acquire()"
+    stuck = client.execute(code, subshell=client.create_subshell())
+    stuck.wait_published("stream", "in")
 
 
 def test_what_is_detached_on_purpose_lives_on(client: Client, kernel: Kernel) -> None:

@@ -237,17 +237,27 @@ def _run(command: Coroutine[Any, Any, None]) -> None:
 
 @contextmanager
 def _ended_as_by_ctrl_c(*names: str) -> Iterator[None]:
-    """Within this block, these signals, as far as the platform has them, do what Ctrl-C does."""
+    """Within this block, these signals, as far as the platform has them, do what Ctrl-C does.
+
+    One that is ignored, as ``nohup`` has it, stays so.
+    """
     signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = [
-        (number, signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT)))
+        (number, signal.signal(number, _end_as_by_ctrl_c))
         for number in signals
+        if signal.getsignal(number) is not signal.SIG_IGN
     ]
     try:
         yield
     finally:
         for number, handler in before:
             signal.signal(number, handler)
+
+
+def _end_as_by_ctrl_c(*_: object) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's ``&`` has it
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _in_words(error: OSError) -> str:

@@ -6,7 +6,8 @@ import argparse
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -35,6 +36,9 @@ _log = logging.getLogger("trio_subshells.kernel")
 SWITCH_INTERVAL: Final = 0.0005
 """Seconds. While one thread computes, each hop of a request to another waits for the interpreter's
 lock, for as long as this: at Python's default of 5 ms, a busy cell slows all others down."""
+
+INTERRUPTED: Final = 130
+"""The exit code, if the start was interrupted: what a shell says of who was ended by SIGINT."""
 
 LAST_WORDS: Final = 0.25
 """Seconds that the last replies have to leave a process that has to be ended by force."""
@@ -218,7 +222,7 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
             await give_back_memory()
 
     async def serve_until_told() -> None:
-        with terminator.installed():
+        with terminator.installed(), interrupter.starting():
             await serve(
                 kernel,
                 connection,
@@ -230,10 +234,13 @@ def _serve(make_kernel: Callable[[], Kernel], options: argparse.Namespace) -> No
 
     with nothing_left_behind(interrupter.served), raiser.installed(interrupter):
         trio.run(serve_until_told)
+    if interrupter.has_ended_the_start:
+        _log.warning("the kernel was interrupted before it had started")
+        sys.exit(INTERRUPTED)
 
 
 class _Interrupter(trio.TaskStatus[RunningKernel]):
-    """What a user's SIGINT does: the same as an ``interrupt_request``.
+    """What a user's SIGINT does: the same as an ``interrupt_request``; or it ends the start.
 
     A signal handler may run in the middle of anything, so it only leaves word with the loop of the
     I/O thread, which trio lets it do.
@@ -241,7 +248,18 @@ class _Interrupter(trio.TaskStatus[RunningKernel]):
 
     def __init__(self) -> None:
         self._interrupt: Callable[[], None] | None = None
+        self._end_the_start: Callable[[], None] | None = None
+        self.has_ended_the_start = False
         self.served = threading.Event()
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """What is interrupted in this block, before the kernel is `started`, cancels the block."""
+        token = trio.lowlevel.current_trio_token()
+        with trio.CancelScope() as scope:
+            self._end_the_start = partial(token.run_sync_soon, scope.cancel)
+            yield
+        self.has_ended_the_start = scope.cancelled_caught
 
     def started(self, value: RunningKernel | None = None) -> None:
         assert value is not None
@@ -249,9 +267,13 @@ class _Interrupter(trio.TaskStatus[RunningKernel]):
         self.served.set()
 
     def __call__(self) -> None:
-        if self._interrupt is None:
-            raise KeyboardInterrupt  # nothing runs yet: it is the start that is interrupted
-        self._interrupt()
+        if self._interrupt is not None:
+            self._interrupt()
+            return
+        end, self._end_the_start = self._end_the_start, None
+        if end is None:
+            raise KeyboardInterrupt  # nothing is there yet, or it has not ended by the first one
+        end()
 
 
 async def _leave_by_force(status: int) -> None:
