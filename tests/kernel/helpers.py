@@ -10,21 +10,24 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel import RunningKernel, open_kernel
+from trio_subshells.kernel._guard import CellGuard, Raiser
 from trio_subshells.testing import Client, Exchange
 from trio_subshells.testing._real import open_client as testing_client
 from trio_subshells.wire import ConnectionInfo
 
 HANG = 60
 """Seconds; nothing here takes a tenth of that, so what does hangs."""
+
+T = TypeVar("T")
 
 CellFunction = Callable[[ts.Cell], Awaitable[None] | None]
 
@@ -40,6 +43,18 @@ def local_connection() -> ConnectionInfo:
         return connection
     rest, last = divmod(os.getpid(), 250)
     return attrs.evolve(connection, ip=f"127.{1 + rest // 250 % 250}.{1 + rest % 250}.{1 + last}")
+
+
+async def run_cell(
+    guard: CellGuard,
+    body: Callable[[], Coroutine[Any, Any, T]],
+    raiser: Raiser,
+    *,
+    what: object = 1,
+) -> T:
+    """Run a cell, of which nobody has been told before."""
+    with guard.cell(what):
+        return await guard.run(body, raiser)
 
 
 class Flag:

@@ -29,7 +29,7 @@ from trio_subshells.kernel._guard import (
 )
 from trio_subshells.kernel._raisers import AsyncRaiser, SignalRaiser
 
-from .helpers import HANG, Flag
+from .helpers import HANG, Flag, run_cell
 
 INTERRUPTS = int(os.environ.get("TRIO_SUBSHELLS_INTERRUPTS", "20000"))
 """At least as many are aimed at short cells. 100,000 take half a minute on a slow machine."""
@@ -52,7 +52,7 @@ class NotedRaiser:
 
 
 async def run(guard: CellGuard, body: Callable[[], Awaitable[object]]) -> object:
-    return await guard.run(body, what="a cell", raiser=AsyncRaiser())  # type: ignore[arg-type]
+    return await run_cell(guard, body, AsyncRaiser(), what="a cell")  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ async def test_nothing_strikes_a_cell_that_awaits() -> None:
     event = trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(strike)
-        await guard.run(event.wait, what=1, raiser=raiser)
+        await run_cell(guard, event.wait, raiser)
     assert raiser.strikes == 0
 
 
@@ -331,7 +331,7 @@ async def test_a_strike_waits_for_the_end_of_a_protected_block() -> None:
         reached.append("after it")
 
     with pytest.raises(KeyboardInterrupt):
-        await guard.run(publish, what=1, raiser=raiser)
+        await run_cell(guard, publish, raiser)
     assert reached == ["the end of the block"]
     assert raiser.strikes == 0
 
@@ -348,7 +348,7 @@ async def test_a_protected_block_may_await() -> None:
         reached.append("after it")
 
     with pytest.raises(KeyboardInterrupt):
-        await guard.run(ask, what=1, raiser=raiser)
+        await run_cell(guard, ask, raiser)
     assert reached == ["the end of the block"]
     assert raiser.strikes == 0
 
@@ -359,7 +359,7 @@ async def test_a_protected_block_may_await() -> None:
         await trio.lowlevel.checkpoint()
         assert guard.strike(2)
 
-    await guard.run(ask_and_compute, what=2, raiser=raiser)
+    await run_cell(guard, ask_and_compute, raiser, what=2)
     assert raiser.strikes == 2
 
 
@@ -391,7 +391,7 @@ async def test_a_task_of_the_cell_in_such_a_block_changes_nothing() -> None:
             await wait_all_tasks_blocked()
             assert guard.strike(1)
 
-    await guard.run(ask, what=1, raiser=raiser)
+    await run_cell(guard, ask, raiser)
     assert raiser.strikes == 2
 
 
@@ -413,30 +413,42 @@ async def test_a_block_in_another_thread_protects_nothing() -> None:
         thread.join()
         assert struck
 
-    await guard.run(compute, what=1, raiser=raiser)
+    await run_cell(guard, compute, raiser)
     assert raiser.strikes == 1
     assert raiser.withdrawals >= 1  # the cell ended before it was hit
+
+
+async def test_a_cell_that_was_ended_before_it_was_begun_does_nothing() -> None:
+    guard, done = CellGuard(), []
+
+    async def cell() -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        done.append(True)
+
+    with guard.cell(1):
+        ended = guard.begin_end(1, EndReason.INTERRUPTED)
+        assert ended is not None
+        with pytest.raises(CellEnded) as info:
+            await guard.run(cell, NotedRaiser())
+        assert info.value.reason is EndReason.INTERRUPTED
+        assert not ended.resolved
+    assert ended.resolved
+    assert not done
 
 
 async def test_a_strike_between_two_cells_meets_neither() -> None:
     """It comes after the last step of a cell, but before that is said to have ended."""
     guard, raiser = CellGuard(), NotedRaiser()
-    finish = guard._finish
-
-    def finish_late() -> None:
+    with guard.cell(1):
+        await guard.run(trio.lowlevel.checkpoint, raiser)
         assert not guard.strike(1)
-        finish()
-
-    guard._finish = finish_late  # type: ignore[method-assign]
-    await guard.run(trio.lowlevel.checkpoint, what=1, raiser=raiser)
-    guard._finish = finish  # type: ignore[method-assign]
 
     async def innocent() -> str:
         with protected():
             pass
         return "undisturbed"
 
-    assert await guard.run(innocent, what=2, raiser=raiser) == "undisturbed"
+    assert await run_cell(guard, innocent, raiser, what=2) == "undisturbed"
     assert raiser.strikes == 0
 
 
@@ -499,7 +511,7 @@ def test_thousands_of_interrupts_at_every_point_of_short_cells() -> None:
         try:
             while attempts < INTERRUPTS:
                 try:
-                    await guard.run(partial(short, guard), what=1, raiser=raiser)
+                    await run_cell(guard, partial(short, guard), raiser)
                 except KeyboardInterrupt:
                     struck.add(guard.generation)
                 if guard.generation % 50 == 0:
@@ -518,7 +530,7 @@ def test_thousands_of_interrupts_at_every_point_of_short_cells() -> None:
     assert all(generation % 2 for generation in struck)
     # It is a test only if many cells were hit, and the machinery at work was aimed at as well.
     assert len(struck) > 1000
-    assert points >= {"short", "_drive", "run", "_finish", "__enter__", "__exit__", "finishing"}
+    assert points >= {"short", "_drive", "run", "cell", "__enter__", "__exit__", "finishing"}
 
 
 @pytest.mark.usefixtures("fast_switches")
@@ -531,7 +543,7 @@ def test_interrupts_from_another_thread_hit_their_cells_only() -> None:
         raiser = AsyncRaiser()
         while not enough.is_set():
             try:
-                await guard.run(partial(short, guard), what=1, raiser=raiser)
+                await run_cell(guard, partial(short, guard), raiser)
             except KeyboardInterrupt:
                 struck.add(guard.generation)
             if guard.generation % 50 == 0:

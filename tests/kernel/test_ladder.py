@@ -29,7 +29,7 @@ from trio_subshells.kernel._guard import (
 from trio_subshells.kernel._ladder import end_cell
 from trio_subshells.kernel._raisers import AsyncRaiser
 
-from .helpers import HANG, Flag
+from .helpers import HANG, Flag, run_cell
 
 
 class CellInThread:
@@ -53,7 +53,7 @@ class CellInThread:
         async def main() -> None:
             with drive_tasks(guards):
                 try:
-                    self.reason = await self.guard.run(cell, what=1, raiser=make_raiser())
+                    self.reason = await run_cell(self.guard, cell, make_raiser())
                 except CellEnded as ended:
                     self.reason = ended.reason
 
@@ -344,7 +344,7 @@ async def test_two_who_end_the_same_cell_both_hear_of_its_end() -> None:
 
 async def test_a_cell_that_has_ended_needs_no_ending() -> None:
     guard = CellGuard()
-    await guard.run(trio.lowlevel.checkpoint, what=1, raiser=AsyncRaiser())
+    await run_cell(guard, trio.lowlevel.checkpoint, AsyncRaiser())
     assert await end_cell(guard, 1, EndReason.INTERRUPTED, deadline=HANG)
     assert await end_cell(CellGuard(), 0, EndReason.INTERRUPTED, deadline=HANG)
 
@@ -358,11 +358,10 @@ async def test_a_later_cell_is_left_alone() -> None:
         event.set()
 
     event = trio.Event()
-    run = partial(guard.run, what=1, raiser=AsyncRaiser())
-    await run(trio.lowlevel.checkpoint)
+    await run_cell(guard, trio.lowlevel.checkpoint, AsyncRaiser())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end_the_first)
-        await run(event.wait)
+        await run_cell(guard, event.wait, AsyncRaiser())
     assert answers == [True]
 
 
@@ -370,14 +369,17 @@ async def test_a_canceller_that_fails_stops_nothing(caplog: pytest.LogCaptureFix
     def broken() -> None:
         raise ValueError("a broken canceller")
 
+    called = Flag()
+
     async def body(guard: CellGuard, started: Flag) -> None:
-        with guard.canceller(broken):
+        with guard.canceller(broken), guard.canceller(called.set):
             started.set()
             await trio.sleep_forever()
 
     async with CellInThread(body) as cell:
         assert await cell.end(EndReason.INTERRUPTED)
     assert "a broken canceller" in caplog.text
+    assert called.is_set()
 
 
 async def test_an_interrupt_that_has_come_to_nothing_is_tried_again() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import trio
 
 from trio_subshells import actors
+from trio_subshells.kernel._guard import CellGuard, Raiser
 
 from .kernels import Flag
+
+T = TypeVar("T")
 
 
 class Caller(actors.Actor):
@@ -46,3 +50,15 @@ async def some_steps(count: int) -> None:
     """Let others go on so many times."""
     for _ in range(count):
         await trio.lowlevel.checkpoint()
+
+
+async def run_cell(
+    guard: CellGuard,
+    body: Callable[[], Coroutine[Any, Any, T]],
+    raiser: Raiser,
+    *,
+    what: object = 1,
+) -> T:
+    """Run a cell, of which nobody has been told before."""
+    with guard.cell(what):
+        return await guard.run(body, raiser)

@@ -342,11 +342,7 @@ class ControlHandler(Actor):
         finally:
             self._starting.value -= 1
         life = SubshellLife(info, ref, guards)
-        try:
-            await self._take_in(life)
-        except BaseException:
-            ref.cancel()  # nobody would know of it
-            raise
+        await self._take_in(life)
         return life
 
     async def _spawn(self, subshell: Subshell, name: str, host: Host) -> ActorRef:

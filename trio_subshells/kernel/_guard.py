@@ -301,34 +301,51 @@ class CellGuard:
 
     # ---------------------------------------------------------------- in the subshell's thread
 
-    async def run(
-        self,
-        body: Callable[[], Coroutine[Any, Any, T]],
-        *,
-        what: object,
-        raiser: Raiser,
-    ) -> T:
-        """Run a cell's code; the generation is new.
+    @contextmanager
+    def cell(self, what: object) -> Iterator[None]:
+        """In this block a cell runs; the generation is new.
+
+        To be entered before anybody is told of the cell: what they do about it then hits it, even
+        if nothing of it has been begun. None does if the guard is closed.
 
         Args:
-            body: the code.
             what: tells others what runs.
-            raiser: how to interrupt this thread.
-
-        Raises:
-            CellEnded: it was ended from outside, or not even started as the guard is closed.
-            BaseException: what the code raised by itself.
         """
-        with trio.CancelScope() as scope:
-            with self.lock:
-                if self._closed is not None:
-                    raise CellEnded(self._closed, started=False)
+        with self.lock:
+            if self._closed is None:
                 self.generation += 1
                 self.running = what
                 self.ends = self._hit_in = 0
                 self._reason = None
-                self._scope = scope
+                self._scope = trio.CancelScope()
                 self._token = trio.lowlevel.current_trio_token()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.running = None
+                self._cancellers.clear()
+                watchers, self._watchers = self._watchers, []
+            for watcher in watchers:
+                watcher.resolve(outcome.Value(None))
+
+    async def run(self, body: Callable[[], Coroutine[Any, Any, T]], raiser: Raiser) -> T:
+        """Run the cell's code, once, within its block.
+
+        Args:
+            body: the code.
+            raiser: how to interrupt this thread.
+
+        Raises:
+            CellEnded: it was ended from outside, or not even started as the guard is closed. Was
+                it to be ended before this, its code gets as far as its first checkpoint.
+            BaseException: what the code raised by itself.
+        """
+        with self.lock:
+            if self._closed is not None:
+                raise CellEnded(self._closed, started=False)
+        with self._scope as scope:
+            self.cancel_if_ending(self.generation)
             task = trio.lowlevel.current_task()
             outside = tuple(task.child_nurseries)
             running = _RunningCell(self, self.generation, raiser, task, outside)
@@ -348,17 +365,8 @@ class CellGuard:
             finally:
                 cell.close()  # it may have been hit before its first line: then it was never begun
                 _cell.reset(context)
-                self._finish()
         assert scope.cancelled_caught
         raise CellEnded(self._reason or EndReason.INTERRUPTED)
-
-    def _finish(self) -> None:
-        with self.lock:
-            self.running = None
-            self._cancellers.clear()
-            watchers, self._watchers = self._watchers, []
-        for watcher in watchers:
-            watcher.resolve(outcome.Value(None))
 
     def expose(self, generation: int, raiser: Raiser) -> Exposure:
         """Another piece of that cell begins to run."""

@@ -121,7 +121,6 @@ class Subshell(Actor):
         self._comms_wait = trio.lowlevel.ParkingLot()
         self._comms_taken = self._comms_served = 0
         self._serving: _Serving | None = None
-        self._comm_served: Work | None = None
         self._is_answered_for = False  # or was: something that was begun here
         self._all_is_there = trio.Event()
         self._count = 0
@@ -184,8 +183,6 @@ class Subshell(Actor):
                 self._answer(work, content)
             if self._serving.settled:
                 self._output.status("idle", work.request.header)
-        if self._comm_served is not None and self._settle(self._comm_served):
-            self._output.status("idle", self._comm_served.request.header)
 
     def _settle(self, work: Work) -> bool:
         """Take the right to answer what has been begun here; false: it is answered without us."""
@@ -250,10 +247,11 @@ class Subshell(Actor):
             return
         header = work.request.header
         self._serving = serving = _Serving(work)
-        self._output.status("busy", header)
-        work.right.begun()
-        started = datetime.now(UTC).isoformat()
-        content = await self._served(serving)  # if this raises, _answer_last does the rest
+        with self._guard.cell(work.key):
+            self._output.status("busy", header)
+            work.right.begun()
+            started = datetime.now(UTC).isoformat()
+            content = await self._served(serving)  # if this raises, _answer_last does the rest
         if not self._settle(work):
             self._serving = None
             await self._ask_shell(Returned(self._info.id, work.key))
@@ -292,8 +290,7 @@ class Subshell(Actor):
                 return await self._execute(serving, message)
             return await self._guard.run(
                 lambda: look_up(self._kernel, self._info, self._state, self._executed, message),
-                what=work.key,
-                raiser=self._raiser,
+                self._raiser,
             )
         except MalformedMessage as error:
             return error_content("MalformedMessage", error.detail)
@@ -383,9 +380,7 @@ class Subshell(Actor):
         started = time.monotonic()
         try:
             expressions = await self._guard.run(
-                lambda: self._run_cell(cell, work.key, deadline),
-                what=work.key,
-                raiser=self._raiser,
+                lambda: self._run_cell(cell, work.key, deadline), self._raiser
             )
         except CellEnded as ended:
             content = self._ended_content(ended, timeout, time.monotonic() - started)
@@ -436,11 +431,12 @@ class Subshell(Actor):
     async def _run_cell(
         self, cell: Cell, key: int, deadline: tuple[float, float] | None
     ) -> dict[str, Any]:
-        # From here on the cell can be interrupted: so it is now that clients are told of it.
         cell.publish("execute_input", {"code": cell.code, "execution_count": self._count})
-        if deadline is not None:
-            watch = WatchDeadline(self._info, self._guard, self._guard.generation, key, *deadline)
-            with protected():
+        with protected():
+            await trio.lowlevel.checkpoint_if_cancelled()  # it may have been ended by now
+            if deadline is not None:
+                generation = self._guard.generation
+                watch = WatchDeadline(self._info, self._guard, generation, key, *deadline)
                 await self._wiring.control.tell(watch)
         await self._kernel.execute(cell)
         expressions: dict[str, Any] = {}
@@ -496,25 +492,22 @@ class Subshell(Actor):
 
     async def _serve_comm(self, work: Work) -> None:
         header = work.request.header
-        self._comm_served = work
-        self._output.status("busy", header)
-        work.right.begun()
-        try:
-            await self._comm_guard.run(
-                partial(self._handle_comm, work), what=work.key, raiser=self._raiser
-            )
-        except MalformedMessage as error:
-            self._tell_shell(Dropped(error.reason, str(error)))
-        except CellEnded as ended:
-            if ended.started:
-                _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
-        except BaseException as error:  # a handler's SystemExit is no reason to end, too
-            if not _has_cancelled(error):  # else the checkpoint below says so again
-                failures.add(f"a {header.msg_type}", error)
+        with self._comm_guard.cell(work.key):
+            self._output.status("busy", header)
+            work.right.begun()
+            try:
+                await self._comm_guard.run(partial(self._handle_comm, work), self._raiser)
+            except MalformedMessage as error:
+                self._tell_shell(Dropped(error.reason, str(error)))
+            except CellEnded as ended:
+                if ended.started:
+                    _log.warning("a %s was ended: %s", header.msg_type, ended.reason.value)
+            except BaseException as error:  # a handler's SystemExit is no reason to end, too
+                if not _has_cancelled(error):  # else the checkpoint below says so again
+                    failures.add(f"a {header.msg_type}", error)
         if self._settle(work):
             self._output.status("idle", header)
             self._tell_shell(Answer(work.key))
-        self._comm_served = None
 
     async def _handle_comm(self, work: Work) -> None:
         message = work.request if isinstance(work.request, Message) else work.request.open()
