@@ -425,6 +425,31 @@ def test_a_failing_schedule_is_shrunk_only_if_that_is_wanted() -> None:
     assert "replay it" in str(caught.value)
 
 
+def test_no_attempt_to_shrink_goes_on_for_long() -> None:
+    """Who goes on asking for what somebody does, who is made to wait, would ask for ever."""
+    looks: list[int] = []
+
+    async def program() -> None:
+        ready = False
+        looks.append(0)
+
+        async def ask() -> None:
+            while not ready:
+                looks[-1] += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.lowlevel.checkpoint()
+            ready = True
+            assert looks[-1] != 2
+
+    with pytest.raises(ScheduleFailed) as raised:
+        explore(program, strategy=Random(0))
+    assert len(raised.value.schedule) <= 3
+    assert 1_000 < max(looks) < 5_000
+
+
 def test_what_is_decorated_can_be_replayed_by_hand() -> None:
     test = explore_schedules(100)(bugs.lost_update)
     with pytest.raises(ScheduleFailed) as raised:

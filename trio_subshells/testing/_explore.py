@@ -41,6 +41,10 @@ P = ParamSpec("P")
 _EXPLORED: Final = "_explored"
 """The attribute by which a decorated test has what it explores."""
 
+_LONGER: Final = 10
+_STEPS_MORE: Final = 1_000
+"""What is tried in shrinking may take so many times the steps of what has failed, and some more."""
+
 DEFAULT_SCHEDULES: Final = 200
 """How many schedules are run where nobody says how many."""
 
@@ -391,6 +395,9 @@ class _Explorer:
     def _shrink(self, found: Schedule, failed: Run) -> tuple[Schedule, Run]:
         """The shrunk schedule, and its run."""
         last = failed
+        # What has gone on for so much longer won't fail in that way: where somebody goes on asking,
+        # say, until somebody else is ready, who has been made to wait.
+        most = _LONGER * len(failed.simulation.trace) + _STEPS_MORE
 
         def attempt(schedule: Schedule | Order | Delays) -> Schedule | None:
             nonlocal last
@@ -401,7 +408,7 @@ class _Explorer:
                 chooser = Delayer(schedule)
             else:
                 chooser = OrderFollower(schedule)
-            run = self._runs.run(chooser)
+            run = self._runs.run(chooser, max_steps=most)
             if not run.fails_like(failed):
                 return None
             last = run

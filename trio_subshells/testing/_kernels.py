@@ -280,6 +280,9 @@ class _Life:
 def _keep_exposure(simulation: Simulation) -> None:
     """What of a cell runs is known for each OS thread; here, for each simulated one."""
     here = guard._here
-    simulation.kept.append(
-        (lambda: here.exposure, lambda exposure: setattr(here, "exposure", exposure))
-    )
+
+    def take() -> guard.Exposure | None:
+        exposure, here.exposure = here.exposure, None
+        return exposure
+
+    simulation.kept.append((take, lambda exposure: setattr(here, "exposure", exposure)))

@@ -132,6 +132,7 @@ class Runs:
         chooser: Chooser,
         recorder: Recorder | None = None,
         chance: Callable[[str], random.Random] | None = None,
+        max_steps: float = math.inf,
     ) -> Run:
         """Run one schedule.
 
@@ -140,6 +141,7 @@ class Runs:
                 its ``stops`` say where threads are to be stopped.
             recorder: is told of the run instead.
             chance: see `Simulation`; where threads are stopped is drawn from it, too.
+            max_steps: that of all runs, if that is less.
 
         Raises:
             BaseException: what isn't a failure of the code, but says that all is to end:
@@ -150,7 +152,7 @@ class Runs:
         random.seed(0)
         simulation = Simulation(
             chooser,
-            max_steps=self._max_steps,
+            max_steps=min(max_steps, self._max_steps),
             fairness=self._fairness,
             lag=self._lag,
             max_time=self._max_time,

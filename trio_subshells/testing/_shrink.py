@@ -253,7 +253,7 @@ def _without(schedule: Schedule, position: int, size: int, attempt: _Bounded) ->
     return None
 
 
-_FEW: Final = 2
+_FEW: Final = 3
 """Deviations that nobody needs fewer of."""
 
 _SEVERAL: Final = 10

@@ -226,7 +226,7 @@ class Simulation:
         self,
         chooser: Chooser,
         *,
-        max_steps: int = 100_000,
+        max_steps: float = 100_000,
         fairness: int | None = None,
         lag: float = math.inf,
         max_time: float = math.inf,
@@ -298,7 +298,7 @@ class Simulation:
         self._root = getcurrent()
         self.os_thread = 0
         self.kept: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
-        """How to read and to write what belongs to an OS thread, and has to be kept for each."""
+        """How to take away and to give back what belongs to an OS thread, here to each."""
         self.descriptors: dict[int, Descriptor] = {}
         """What the tasks of all threads may wait for; `_descriptors.Descriptor`."""
         self.sockets: Any = None
@@ -826,7 +826,7 @@ class Simulation:
             thread.held += held
             turns[:] = [each for each in turns if each.thread is not thread or each is resume]
         thread.interruptible = interruptible
-        kept = [(read, write, read()) for read, write in self.kept]
+        kept = [(give_back, take()) for take, give_back in self.kept]
         within, self.stepping = self.stepping, False
         self._turn = None
         self._turn = self._decide(resume)
@@ -842,8 +842,8 @@ class Simulation:
             error = thread.error
         self.withdraw(thread)
         thread.blocked = None
-        for _, write, value in kept:
-            write(value)
+        for give_back, value in kept:
+            give_back(value)
         self.turns += thread.held
         thread.held.clear()
         self._turn = interrupted
