@@ -30,9 +30,13 @@ def main() -> int | str:
     one.add_argument("--schedules", type=int, help="how many, at most")
     one.add_argument("--seconds", type=float, help="for how long, at most")
     one.add_argument("--all", action="store_true", help="by the other strategies as well")
+    one.add_argument("--seeds", type=int, default=0, help="with these, from 1 on, as well")
     one.add_argument("--json", action="store_true", help="a line of JSON at the end, no pictures")
     table = commands.add_parser("table", help="measure them all, and write docs/testing.md's table")
     table.add_argument("names", nargs="*", help="only these; the other rows stay; -: none, write")
+    steady = commands.add_parser("steady", help="which are caught with some seeds only")
+    steady.add_argument("names", nargs="*", help="only these")
+    steady.add_argument("--seeds", type=int, default=10, help="how many; the default: 10")
     given = parser.parse_args()
     try:
         match given.command:
@@ -47,6 +51,8 @@ def main() -> int | str:
                 print(f"{mutant.what}\n{source}\ncaught by {mutant.caught_by}\n\n{mutant.diff()}")
             case "run":
                 return _run_one(given)
+            case "steady":
+                return _table.tell_steadiness(given.names, given.seeds)
             case "table":
                 _table.write(given.names)
     except _corpus.InvalidMutant as error:
@@ -77,7 +83,7 @@ def _run_one(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as pictures:
         if given.json:
             options += ["--schedule-dir", pictures]
-        others = _run.STRATEGIES[1:] if given.all else ()
+        others = [*(_run.STRATEGIES[1:] if given.all else ()), *range(1, given.seeds + 1)]
         result, found = _run.run_here(mutant, test, options, given.strategy, others)
     print(_run.as_json(result, found) if given.json else result)
     return 0 if result.caught else 1

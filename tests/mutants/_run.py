@@ -96,10 +96,10 @@ class _Watch:
 
     Args:
         strategy: another than the test's own.
-        others: by which it is run before, too, only to see what comes of it.
+        others: how else it is run before, only to see what comes of it: strategies, or seeds.
     """
 
-    def __init__(self, strategy: str | None, others: Sequence[str]) -> None:
+    def __init__(self, strategy: str | None, others: Sequence[str | int]) -> None:
         self.result = Result()
         self.others: dict[str, Result] = {}
         self._strategy = strategy
@@ -113,9 +113,9 @@ class _Watch:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         from trio_subshells.testing import _explore
 
-        for name in self._others:
+        for how in self._others:
             with (
-                _exploring_by(name),
+                _exploring_by(how),
                 mock.patch.object(_explore, "shrink", lambda found, *_, **__: found),
                 mock.patch.object(_explore, "make_report", return_value=None),
             ):
@@ -123,9 +123,9 @@ class _Watch:
                 try:
                     item.runtest()
                 except Exception as error:
-                    self.others[name] = _result_of(error, start)
+                    self.others[str(how)] = _result_of(error, start)
                 else:
-                    self.others[name] = Result(passed=True)
+                    self.others[str(how)] = Result(passed=True)
         with _exploring_by(self._strategy) if self._strategy is not None else nullcontext():
             start = time.process_time()
             try:
@@ -158,12 +158,17 @@ def _result_of(error: BaseException, start: float) -> Result:
 
 
 @contextmanager
-def _exploring_by(name: str) -> Iterator[None]:
-    """Let explorations use another strategy."""
+def _exploring_by(how: str | int) -> Iterator[None]:
+    """Let explorations use another strategy, or another seed."""
     from trio_subshells.testing import _explore
 
     outside = _explore.settings.get()
-    token = _explore.settings.set(attrs.evolve(outside, strategy=_strategy(name)))
+    inside = (
+        attrs.evolve(outside, seed=how)
+        if isinstance(how, int)
+        else attrs.evolve(outside, strategy=_strategy(how))
+    )
+    token = _explore.settings.set(inside)
     try:
         yield
     finally:
@@ -199,7 +204,7 @@ def run_here(
     test: str,
     options: Sequence[str],
     strategy: str | None = None,
-    others: Sequence[str] = (),
+    others: Sequence[str | int] = (),
 ) -> tuple[Result, dict[str, Result]]:
     """Run a test in this process, which must not have imported the module yet.
 
@@ -208,7 +213,7 @@ def run_here(
         test: what pytest is to run.
         options: of pytest.
         strategy: another than the test's own.
-        others: by which it is run before, too, only to see what comes of it.
+        others: how else it is run before, only to see what comes of it: strategies, or seeds.
     """
     assert mutant.module not in sys.modules, f"{mutant.module} has been imported too soon"
     sys.meta_path.insert(0, _Patch(mutant))
@@ -255,6 +260,13 @@ def measure(mutant: Mutant, schedules: int, seconds: float) -> dict[str, Result]
     if not result.caught:  # one of the others has made it hang
         result = run(mutant)
     return {STRATEGIES[0]: result, **others}
+
+
+def steadiness(mutant: Mutant, seeds: int) -> list[bool]:
+    """Whether a mutant is caught by its test as it is, but for the seed; for each of so many."""
+    command = ["run", mutant.name, "--json", "--seeds", str(seeds)]
+    _, others = _in_a_process(command, 60 * seeds)
+    return [others[str(seed)].caught if others else False for seed in range(1, seeds + 1)]
 
 
 def _in_a_process(arguments: Sequence[str], timeout: float) -> tuple[Result, dict[str, Result]]:

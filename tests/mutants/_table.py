@@ -44,6 +44,29 @@ def write(names: Sequence[str]) -> None:
     _save(mutants, measured)
 
 
+def tell_steadiness(names: Sequence[str], seeds: int) -> int:
+    """Print which mutants are not caught with each seed; returns 1 if there are any.
+
+    A test that catches its mutant with few of the seeds catches it by luck: the next change of the
+    code that it runs may be enough for it to miss it.
+
+    Args:
+        names: of which mutants; none: all.
+        seeds: how many to try, besides the test's own.
+    """
+    mutants = [_corpus.find(name) for name in names] or _corpus.load()
+    unsteady = 0
+    with ThreadPoolExecutor(2) as pool:
+        told = pool.map(lambda mutant: _run.steadiness(mutant, seeds), mutants)
+        for mutant, caught in zip(mutants, told, strict=True):
+            if not all(caught):
+                unsteady += 1
+                count = f"{sum(caught)} of {seeds} seeds"
+                print(f"{mutant.name:40} {count:16} {mutant.caught_by}", flush=True)
+    print(f"{unsteady} of {len(mutants)} are not caught with each seed")
+    return min(unsteady, 1)
+
+
 def _save(mutants: list[Mutant], measured: dict[str, Row]) -> None:
     rows = {each.name: measured.get(each.name, {}) for each in mutants}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
