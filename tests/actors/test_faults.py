@@ -189,3 +189,30 @@ async def test_a_failure_says_whose_it_was(host: Host) -> None:
             await trio.sleep_forever()
     assert raised.value.subgroup(lambda each: each is error) is not None
     assert error.__notes__ == ["this was the failure of the actor system/grandparent/fails"]
+
+
+@hosts
+async def test_a_failure_says_whose_it_was_though_a_childs_came_before(host: Host) -> None:
+    """One that the actor has been restarted after is no reason for the next."""
+    error = ValueError("mine")
+
+    class Parent(Actor):
+        restarted = False
+
+        async def run(self, mailbox: Mailbox) -> None:
+            if self.restarted:
+                raise error
+            self.restarted = True
+            async with open_supervisor() as supervisor:
+                ref = await supervisor.spawn(Fails(), name="fails", host=host)
+                await ref.tell(KeyError("the child's"))
+                await trio.sleep_forever()
+
+    with trio.fail_after(60), pytest.raises(ExceptionGroup) as raised:
+        async with open_system() as system:
+            await system.spawn(
+                Parent(), name="parent", host=host, on_failure=Restart(intensity=1, period=3600)
+            )
+            await trio.sleep_forever()
+    assert raised.value.subgroup(lambda each: each is error) is not None
+    assert error.__notes__[-1] == "this was the failure of the actor system/parent"

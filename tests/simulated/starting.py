@@ -28,6 +28,20 @@ class SlowToStart(WordsKernel):
         yield
 
 
+class SlowMainShell(SlowToStart):
+    """As that, but it is the set-up of its main shell that takes so long."""
+
+    @asynccontextmanager
+    async def lifespan(self, kernel: ts.RunningKernel) -> AsyncIterator[None]:
+        yield
+
+    @asynccontextmanager
+    async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+        self.starting.set()
+        await self.started.wait()
+        yield
+
+
 async def serve(
     words: WordsKernel,
     network: Network,

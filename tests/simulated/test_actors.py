@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 import trio
@@ -145,6 +146,30 @@ async def test_a_channel_that_is_closed_ends_for_its_receiver() -> None:
     assert received == [0, 1, 2]
 
 
+@explore_schedules(60)
+async def test_values_come_in_their_order_to_whoever_receives() -> None:
+    """To one task that waits for them, and to another that looks whether there is one."""
+    received: list[int] = []
+    sending: actors.CrossThreadSendChannel[int]
+    receiving: actors.CrossThreadReceiveChannel[int]
+    sending, receiving = actors.open_channel(4)
+
+    async def wait() -> None:
+        with suppress(trio.EndOfChannel):
+            while True:
+                received.append(await receiving.receive())
+
+    with receiving:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            for number in range(4):
+                await sending.send(number)
+                with suppress(trio.WouldBlock):
+                    received.append(receiving.receive_nowait())
+            sending.close()
+    assert received == list(range(4))
+
+
 @pytest.mark.parametrize("cancelled", ["sender", "receiver"])
 @explore_schedules(60)
 async def test_an_end_of_a_channel_is_closed_also_by_who_is_cancelled(cancelled: str) -> None:
@@ -226,7 +251,10 @@ async def test_every_ask_ends_however_many_there_are(host: actors.Host) -> None:
     class AnswersEveryOther(actors.Actor):
         async def run(self, mailbox: actors.Mailbox) -> None:
             for number in range(150):
-                letter = await mailbox.receive()
+                try:
+                    letter = mailbox.receive_nowait()
+                except trio.WouldBlock:
+                    letter = await mailbox.receive()
                 if number % 2:
                     letter.reply("answered")
 

@@ -83,24 +83,40 @@ async def test_a_cell_comes_after_all_comm_messages_before_it() -> None:
         await check(client)
 
 
+class WaitsForACell(WordsKernel):
+    """Its handler of comm messages waits until the cell ``opens`` has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened = Flag()
+        self.cell(self.opens)
+
+    async def comm_message(self, message: ts.CommMessage) -> None:
+        await self._opened.wait()
+
+    def opens(self, cell: ts.Cell) -> None:
+        self._opened.set()
+
+
 @explore_schedules(40)
 async def test_a_handler_that_waits_for_a_cell_gets_it() -> None:
-    opened = Flag()
-
-    class Waiting(WordsKernel):
-        async def comm_message(self, message: ts.CommMessage) -> None:
-            await opened.wait()
-
-    waiting = Waiting()
-
-    @waiting.cell
-    def opens(cell: ts.Cell) -> None:
-        opened.set()
-
-    async with simulated_kernel(waiting) as kernel:
+    async with simulated_kernel(WaitsForACell()) as kernel:
         comm(kernel.client)
         assert (await kernel.client.execute("opens")).status == "ok"
         await check(kernel.client)
+
+
+@explore_schedules(40, lag=0)
+async def test_a_cell_waits_for_no_comm_message_that_comes_after_it() -> None:
+    async with simulated_kernel(WaitsForACell()) as kernel:
+        client = kernel.client
+        start = trio.current_time()
+        cells = [client.execute_soon(code) for code in ("sleep 0.1", "opens")]
+        comm(client)
+        for cell in cells:
+            assert (await cell.done()).status == "ok"
+        assert trio.current_time() - start < 0.5
+        await check(client)
 
 
 @explore_schedules(40)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 
+import pytest
 import trio
 
 import trio_subshells as ts
@@ -216,6 +217,23 @@ async def test_a_block_that_is_cancelled_leaves_nothing() -> None:
                     await kernel.subshells()
                     scope.cancel()
         assert handles[0].state is SubshellState.DELETED
+        assert await kernel.subshells() == []
+        await check(kernel.client)
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["left", "cancelled"])
+@explore_schedules(40)
+async def test_a_block_is_left_when_its_subshell_has_ended(cancelled: bool) -> None:
+    """However long what runs there can't be ended."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        with trio.CancelScope() as scope:
+            async with kernel.running.spawn_subshell() as subshell:
+                stuck = kernel.client.execute_soon("stick 20", subshell=subshell.id)
+                await stuck.output("execute_input")
+                if cancelled:
+                    scope.cancel()
+        assert subshell.state is SubshellState.DELETED
+        assert not any(str(subshell.id) in name for name in kernel.threads)
         assert await kernel.subshells() == []
         await check(kernel.client)
 

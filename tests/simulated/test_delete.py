@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from unittest import mock
 
+import pytest
 import trio
 
 import trio_subshells as ts
+from trio_subshells.kernel._output import OutputPort
 from trio_subshells.testing import explore_schedules, simulated_kernel
+from trio_subshells.wire import Header
 
-from .kernels import WordsKernel, answered_before, call_into_c, check, compute
+from .kernels import (
+    Flag,
+    WordsKernel,
+    answered_before,
+    call_into_c,
+    check,
+    compute,
+    the_simulation,
+)
 
 
 class SlowToLeave(WordsKernel):
@@ -98,6 +110,24 @@ async def test_whatever_runs_is_ended() -> None:
 
 
 @explore_schedules(40)
+async def test_a_comm_handler_that_shields_itself_is_ended() -> None:
+    class Shields(WordsKernel):
+        async def comm_open(self, comm: ts.CommMessage) -> None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep_forever()
+
+    async with simulated_kernel(Shields()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        content = {"comm_id": "1", "target_name": "t", "data": {}}
+        comm = client.request("comm_open", content, subshell=subshell)
+        await comm.output("status")
+        delete = client.control_soon("delete_subshell_request", subshell_id=subshell)
+        assert (await delete.done()).status == "ok"
+        await check(client)
+
+
+@explore_schedules(40)
 async def test_a_handle_tells_the_whole_life_of_its_subshell() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
         client = kernel.client
@@ -175,6 +205,53 @@ async def test_it_is_heard_in_order_though_it_ends_while_it_is_given_up() -> Non
         delete = client.control_soon("delete_subshell_request", subshell_id=subshell, timeout=0)
         for each in (cell, delete):
             assert (await each.done()).ename in {None, "SubshellDeleted", "SubshellUnjoinable"}
+        await check(client)
+
+
+@pytest.mark.parametrize("what", ["cell", "comm message"])
+@explore_schedules(40)
+async def test_it_is_busy_before_it_is_idle_though_it_is_given_up(what: str) -> None:
+    """Its thread is held up as it says so."""
+    held_up = Flag()
+    say = OutputPort.status
+
+    def say_late(port: OutputPort, state: str, parent: Header | None) -> bool:
+        thread = the_simulation().thread
+        if state == "busy" and thread is not None and subshell in thread.name:
+            held_up.set()
+            call_into_c(1)
+        return say(port, state, parent)
+
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        with mock.patch.object(OutputPort, "status", say_late):
+            if what == "cell":
+                client.execute_soon("say", subshell=subshell)
+            else:
+                client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell=subshell)
+            await held_up.wait()
+            await kernel.delete_subshell(subshell, timeout=0)
+            await check(client)
+
+
+@explore_schedules(40)
+async def test_a_comm_message_is_heard_in_order_though_its_subshell_ends() -> None:
+    begun = Flag()
+
+    class Waiting(WordsKernel):
+        async def comm_message(self, message: ts.CommMessage) -> None:
+            begun.set()
+            await trio.sleep_forever()
+
+    async with simulated_kernel(Waiting()) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        client.request("comm_msg", {"comm_id": "c", "data": {}}, subshell=subshell)
+        # What doesn't come by the same way may be here long before.
+        kernel.faults.delay("*subshell* > iopub*", seconds=10)
+        await begun.wait()
+        assert (await kernel.delete_subshell(subshell)).status == "ok"
         await check(client)
 
 

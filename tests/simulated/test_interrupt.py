@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from unittest import mock
 
+import pytest
 import trio
 
 import trio_subshells as ts
+from trio_subshells.kernel._guard import CellGuard, EndReason
 from trio_subshells.testing import explore_schedules, simulated_kernel
 
 from .kernels import Flag, WordsKernel, check, compute
@@ -39,6 +43,46 @@ async def test_what_comes_after_an_interrupt_is_not_its_concern() -> None:
             wanted = {"sleep 2": None, "fail": "Failed", "block": "CellTimeout"}[after]
             assert (await next_one.done()).ename == wanted
         await check(client)
+
+
+@pytest.mark.parametrize("msg_type", ["execute_request", "comm_open"])
+@explore_schedules(150, preempt=["trio_subshells.kernel._subshell"])
+async def test_who_is_told_of_a_cell_can_end_it(msg_type: str) -> None:
+    """From its ``busy`` on, and not only once its code is running."""
+
+    class Waits(WordsKernel):
+        async def comm_open(self, comm: ts.CommMessage) -> None:
+            await trio.sleep_forever()
+
+    async with simulated_kernel(Waits()) as kernel:
+        client = kernel.client
+        if msg_type == "execute_request":
+            waiting = client.execute_soon("wait")
+        else:
+            waiting = client.request("comm_open", {"comm_id": "1", "target_name": "t", "data": {}})
+        await waiting.output("status")
+        assert (await client.control_soon("interrupt_request").reply()).status == "ok"
+        await waiting.idle()
+        await check(client)
+
+
+@explore_schedules(30)
+async def test_a_cell_that_was_ended_before_it_was_begun_does_nothing() -> None:
+    words = WordsKernel()
+    begin = CellGuard.cell
+
+    @contextmanager
+    def begin_and_end(guard: CellGuard, what: object) -> Iterator[None]:
+        with begin(guard, what):
+            guard.begin_end(guard.generation, EndReason.INTERRUPTED)
+            yield
+
+    async with simulated_kernel(words) as kernel:
+        with mock.patch.object(CellGuard, "cell", begin_and_end):
+            cell = kernel.client.execute_soon("say")
+            assert (await cell.done()).ename == "KeyboardInterrupt"
+        assert words.executed == []
+        assert [each for each, _ in cell.outputs] == ["execute_input", "error"]
 
 
 @explore_schedules(100)
@@ -249,7 +293,9 @@ async def test_more_signals_than_control_has_room_for_end_no_kernel() -> None:
         for _ in range(1_100):
             kernel.running.interrupt_soon()
         assert (await cell.done()).ename == "KeyboardInterrupt"
-        assert (await kernel.client.execute("say")).status == "ok"
+        while (reply := await kernel.client.execute("say")).ename == "KeyboardInterrupt":
+            pass  # by one that hadn't been served yet
+        assert reply.status == "ok"
 
 
 @explore_schedules(100)
@@ -261,3 +307,15 @@ async def test_a_signal_that_comes_as_a_kernel_ends_does_nothing() -> None:
             await trio.lowlevel.checkpoint()
         await kernel.wait_closed()
         kernel.running.interrupt_soon()
+
+
+@explore_schedules(40)
+async def test_who_interrupts_in_vain_is_told_so_and_not_struck() -> None:
+    """What the cell is to be struck by waits in its own thread, for the call that it is in."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        stuck = kernel.client.execute_soon("stick 20")
+        await stuck.output("execute_input")
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await kernel.running.interrupt(timeout=2)
+        await check(kernel.client)

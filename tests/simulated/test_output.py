@@ -22,7 +22,7 @@ from trio_subshells.wire import WireSession
 
 from .kernels import Flag, WordsKernel, call_into_c, check
 from .lines import before_a_line
-from .threads import in_threads
+from .threads import in_threads, run_cell
 
 
 @explore_schedules(100)
@@ -329,7 +329,7 @@ async def test_an_interrupt_tears_no_output_apart() -> None:
             cell.stdout("d\n")
 
     with suppress(KeyboardInterrupt):
-        await guard.run(prints, what=1, raiser=RaisesHere())
+        await run_cell(guard, prints, RaisesHere())
     port.stream("stdout", "later", request.header)
     for timer in timers:
         timer.time_is_up()

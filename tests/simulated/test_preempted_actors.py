@@ -215,6 +215,39 @@ async def test_what_is_discarded_is_all_that_was_accepted(
     assert use.queue.statistics().length == 0
 
 
+@pytest.mark.parametrize("discard", [False, True], ids=["kept", "discarded"])
+@explore_schedules(200, preempt=["trio_subshells.actors._queue"])
+async def test_who_waits_for_room_as_it_closes_is_taken_or_refused(discard: bool) -> None:
+    """And is told so once: a second time, it would be wherever it waits by then."""
+    use = _Use()
+    await use.put("first")
+    is_parked, is_over = Flag(), Flag()
+
+    async def waits() -> None:
+        await use.put("second")
+        await is_over.wait()
+
+    async def receives() -> None:
+        await is_parked.wait()
+        with suppress(_Closed, trio.WouldBlock):
+            while True:
+                use.received.append(use.queue.get_nowait())
+
+    async def closes() -> None:
+        while not use.queue.statistics().senders_waiting:  # noqa: ASYNC110 -- it tells nobody
+            await trio.sleep(0.01)
+        is_parked.set()
+        use.left += use.queue.close(_Closed, discard=discard)
+        await trio.lowlevel.checkpoint()
+        is_over.set()
+
+    await in_threads(waits=waits, receives=receives, closes=closes)
+    with suppress(_Closed):
+        while True:
+            use.received.append(use.queue.get_nowait())
+    assert sorted(use.received + use.left) == sorted(use.accepted)
+
+
 # --------------------------------------------------------------------------------------- channels
 
 

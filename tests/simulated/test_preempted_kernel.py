@@ -9,9 +9,11 @@ import itertools
 import json
 import logging
 import math
+import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +23,7 @@ import pytest
 import trio
 
 from trio_subshells.actors import Promise
+from trio_subshells.kernel import _parent, _raisers
 from trio_subshells.kernel._channels import ClientSocket, error_content
 from trio_subshells.kernel._failures import SUMMARY_INTERVAL, Failures
 from trio_subshells.kernel._guard import (
@@ -32,15 +35,17 @@ from trio_subshells.kernel._guard import (
 )
 from trio_subshells.kernel._ladder import end_cells
 from trio_subshells.kernel._output import Outlet, OutputPort
-from trio_subshells.kernel._parent import VARIABLE
+from trio_subshells.kernel._parent import VARIABLE, parent_death
 from trio_subshells.kernel._pending import AnswerRight, Execution, PendingTable
+from trio_subshells.kernel._raisers import SignalRaiser
 from trio_subshells.kernel._terminate import Terminator
 from trio_subshells.sockets import Ledger, _ledger
 from trio_subshells.testing import explore_schedules
 from trio_subshells.wire import WireSession
 
 from .kernels import Flag
-from .threads import in_threads, some_steps
+from .lines import before_a_line
+from .threads import in_threads, run_cell, some_steps
 
 # ------------------------------------------------------------------------------ the right to answer
 
@@ -258,7 +263,7 @@ async def test_a_cell_is_ended_and_not_the_next_one(
     async def runs() -> None:
         for what, cell in enumerate((ender.runs_first, ender.runs_second, ender.runs_first), 1):
             try:
-                await guard.run(cell, what=what, raiser=ender.raiser)
+                await run_cell(guard, cell, ender.raiser, what=what)
                 assert cell == ender.runs_first
             except ValueError:
                 assert cell == ender.runs_second
@@ -279,7 +284,7 @@ async def test_a_cell_is_ended_and_not_the_next_one(
     assert (guard.closed is not None) == ender.closing
     if ender.closing:
         with pytest.raises(CellEnded):
-            await guard.run(ender.runs_first, what=9, raiser=ender.raiser)
+            await run_cell(guard, ender.runs_first, ender.raiser, what=9)
 
 
 @explore_schedules(150, preempt=["trio_subshells.kernel._ladder", "trio_subshells.kernel._guard"])
@@ -304,7 +309,7 @@ async def test_who_waits_for_a_cell_that_is_ended_too_goes_no_further() -> None:
 
     async def runs(guard: CellGuard, cell: Callable[[], Coroutine[Any, Any, None]]) -> None:
         with pytest.raises(CellEnded):
-            await guard.run(cell, what=1, raiser=_Raiser())
+            await run_cell(guard, cell, _Raiser())
 
     async def ends() -> None:
         await inner_begun.wait()
@@ -324,18 +329,21 @@ async def test_pieces_of_a_cell_come_and_go_while_it_is_struck() -> None:
 
     async def cell() -> None:
         begun.set()
-        for _ in range(2):
-            await trio.lowlevel.checkpoint()
-            guard.expose(1, raiser).close()
+        for _ in range(4):
+            with ExitStack() as pieces:
+                for _ in range(4):
+                    await trio.lowlevel.checkpoint()
+                    pieces.callback(guard.expose(1, raiser).close)
 
     async def runs() -> None:
-        with suppress(KeyboardInterrupt, CellEnded):
-            await guard.run(cell, what=1, raiser=raiser)
+        await run_cell(guard, cell, raiser)
 
     async def strikes() -> None:
         await begun.wait()
-        guard.strike(1)
-        guard.strike_each_once(1)
+        for _ in range(8):
+            guard.strike(1)
+            guard.strike_each_once(1)
+            await trio.lowlevel.checkpoint()
 
     await in_threads(runs=runs, strikes=strikes)
 
@@ -359,7 +367,7 @@ async def test_what_strikes_in_a_protected_block_is_raised_once() -> None:
 
     async def runs() -> None:
         with suppress(CellEnded):
-            await guard.run(cell, what=1, raiser=_Raiser())
+            await run_cell(guard, cell, _Raiser())
 
     async def strikes() -> None:
         await begun.wait()
@@ -394,7 +402,7 @@ async def test_what_was_raised_is_withdrawn_though_the_next_strike_was_refused(
 
     async def runs() -> None:
         with suppress(CellEnded):
-            await guard.run(cell, what=1, raiser=raiser)
+            await run_cell(guard, cell, raiser)
         assert not raiser.is_pending, "to be raised when the cell has ended"
 
     async def strikes() -> None:
@@ -404,6 +412,59 @@ async def test_what_was_raised_is_withdrawn_though_the_next_strike_was_refused(
         goes_on.set()
 
     await in_threads(runs=runs, strikes=strikes)
+
+
+@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+async def test_nothing_is_raised_once_it_has_been_withdrawn() -> None:
+    guard, raiser, begun, goes_on = CellGuard(), _Raiser(), Flag(), threading.Event()
+
+    async def cell() -> None:
+        begun.set()
+        goes_on.wait()
+
+    async def runs() -> None:
+        with suppress(KeyboardInterrupt, CellEnded):
+            await run_cell(guard, cell, raiser)
+
+    async def strikes() -> None:
+        await begun.wait()
+        goes_on.set()
+        guard.strike(1)
+
+    await in_threads(runs=runs, strikes=strikes)
+    assert not raiser.is_pending
+
+
+@explore_schedules(300, preempt=["trio_subshells.kernel._guard"])
+async def test_an_interrupt_never_renames_the_end_of_a_subshell() -> None:
+    """Whichever came first: it is the end of the subshell that clients hear of."""
+    guard, begun = CellGuard(), Flag()
+    ended_by: list[EndReason] = []
+
+    async def cell() -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    async def runs() -> None:
+        try:
+            await run_cell(guard, cell, _Raiser())
+        except CellEnded as ended:
+            ended_by.append(ended.reason)
+
+    async def interrupts() -> None:
+        await begun.wait()
+        guard.begin_end(1, EndReason.INTERRUPTED)
+
+    async def deletes() -> None:
+        await begun.wait()
+        guard.close(EndReason.DELETED)
+
+    async def ends() -> None:
+        await in_threads(interrupts=interrupts, deletes=deletes)
+        guard.cancel(1)
+
+    await in_threads(runs=runs, ends=ends)
+    assert ended_by == [EndReason.DELETED]
 
 
 # ------------------------------------------------------------------------------------------ output
@@ -508,6 +569,25 @@ async def test_what_all_publishers_are_lent_is_counted() -> None:
     assert ledger.held == 0
 
 
+@explore_schedules(150, preempt=["trio_subshells.sockets._ledger"])
+async def test_the_alarm_rings_once_at_each_crossing() -> None:
+    """Whoever it is that crosses, of those who are lent something at the same time."""
+    rung: list[None] = []
+    lent: list[object] = []
+    ledger = Ledger(math.inf, 25, lambda: rung.append(None))
+
+    async def is_lent() -> None:
+        lent.append(ledger.lent([b"frame"], 10))
+
+    with mock.patch.object(_ledger, "zmq", SimpleNamespace(Frame=lambda loan, copy: loan)):
+        for crossings in (1, 2):
+            await in_threads(a=is_lent, b=is_lent, c=is_lent)
+            assert ledger.held == 30
+            assert len(rung) == crossings
+            lent.clear()
+            assert ledger.held == 0
+
+
 # ---------------------------------------------------------------------------------------- failures
 
 
@@ -563,3 +643,50 @@ async def test_the_signal_is_told_to_who_waits_for_it(monkeypatch: pytest.Monkey
         terminator._look()
 
     await in_threads(waits=terminator.wait, comes=comes)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the parent is a handle there")
+@explore_schedules(40, preempt=["trio_subshells.kernel._parent"])
+async def test_the_end_of_the_parent_is_noticed_however_early(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have come before anybody has looked who that is."""
+    parent = 4321
+    monkeypatch.setenv(VARIABLE, str(parent))
+    monkeypatch.setattr(_parent.os, "getppid", lambda: parent)
+
+    async def waits() -> None:
+        with trio.fail_after(60):
+            await parent_death()
+
+    async def ends() -> None:
+        nonlocal parent
+        parent = 1  # who adopts orphans
+
+    await in_threads(waits=waits, ends=ends)
+
+
+@explore_schedules(60)
+async def test_our_signal_is_never_the_users_though_it_comes_as_it_is_withdrawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handlers: list[Any] = [signal.default_int_handler]
+
+    def install(number: int, handler: Any) -> Any:
+        handlers.append(handler)
+        return handlers[-2]
+
+    monkeypatch.setattr(_raisers.signal, "signal", install)
+    monkeypatch.setattr(_raisers.signal, "pthread_kill", lambda *_: None, raising=False)
+    monkeypatch.setattr(_raisers, "_withdraw", lambda thread: None)
+    raiser = SignalRaiser()
+    interrupts: list[str] = []
+
+    def comes() -> None:
+        handlers[-1](signal.SIGINT, None)
+
+    with raiser.installed(lambda: interrupts.append("by the user")):
+        raiser.strike()
+        with before_a_line(_raisers, 8, "the signal", comes), suppress(KeyboardInterrupt):
+            raiser.withdraw()
+    assert not interrupts

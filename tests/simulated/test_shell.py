@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
+from unittest import mock
 
 import trio
 
 import trio_subshells as ts
+from trio_subshells.actors import ActorTerminated
+from trio_subshells.kernel import _channels, _shell
+from trio_subshells.kernel._channels import ClientSocket
 from trio_subshells.testing import Client, check_protocol, explore_schedules, simulated_kernel
-from trio_subshells.testing._client import ClientSocket
+from trio_subshells.testing._client import ClientSocket as SimulatedSocket
 from trio_subshells.testing._network import Network
 from trio_subshells.wire import Channel, WireSession
 
 from .kernels import Flag, WordsKernel, check, early_client, the_simulation
+from .programs import call_into_c
 from .starting import SlowToStart, serve
 
 
@@ -116,6 +122,33 @@ async def test_large_messages_keep_their_places() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(100, lag=0)
+async def test_large_messages_that_have_come_before_an_error_are_aborted() -> None:
+    """Each is verified in another thread, which takes a while; what is behind it waits for that."""
+    words = WordsKernel()
+    verify = ClientSocket._verify
+
+    def verify_slowly(clients: ClientSocket, frames: list[bytes]) -> Any:
+        call_into_c(1)
+        return verify(clients, frames)
+
+    @words.cell
+    async def fail_soon(cell: ts.Cell) -> None:
+        await trio.sleep(0.5)
+        raise ts.CellError("Failed", "as was wanted", [])
+
+    with (
+        mock.patch.object(_channels, "LARGE_MESSAGE", 5000),
+        mock.patch.object(ClientSocket, "_verify", verify_slowly),
+    ):
+        async with simulated_kernel(words) as kernel:
+            large = "say" + " " * 5000
+            cells = [kernel.client.execute_soon(code) for code in ("fail_soon", *[large] * 3)]
+            statuses = [(await cell.done()).status for cell in cells]
+            assert statuses == ["error", *["aborted"] * 3]
+            await check(kernel.client)
+
+
 @explore_schedules(40)
 async def test_a_large_message_keeps_its_place() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
@@ -126,6 +159,32 @@ async def test_a_large_message_keeps_its_place() -> None:
         assert (await large.done()).status in {"ok", "aborted"}
         assert (await last.done()).status in {"ok", "aborted"}
         await check(kernel.client)
+
+
+@explore_schedules(40)
+async def test_what_is_answered_takes_no_room_any_more() -> None:
+    """However it has been answered, and by whom."""
+    words = WordsKernel()
+    begun = Flag()
+
+    @words.cell
+    async def begins(cell: ts.Cell) -> None:
+        begun.set()
+        await trio.sleep_forever()
+
+    with mock.patch.multiple(_shell, MOST_PENDING=8, MOST_PENDING_BYTES=8000):
+        async with simulated_kernel(words) as kernel:
+            client = kernel.client
+            for _ in range(4):
+                begun = Flag()
+                cells = [client.execute_soon(code) for code in ("begins", "say", "say")]
+                await begun.wait()
+                moving = client.request("comm_msg", {"comm_id": "c", "data": {"x": "x" * 2000}})
+                await kernel.interrupt()
+                for cell in cells:
+                    assert (await cell.done()).ename in {None, "KeyboardInterrupt"}
+                await moving.idle()
+            await check(client)
 
 
 @explore_schedules(60)
@@ -173,7 +232,7 @@ async def test_the_first_cell_is_seen_however_late_its_client_listens() -> None:
     network = Network(the_simulation())
     opened, leave = trio.Event(), trio.Event()
 
-    def open_socket(channel: Channel) -> ClientSocket:
+    def open_socket(channel: Channel) -> SimulatedSocket:
         if channel == "stdin":  # the last one
             opened.set()
         return network.connect(channel, b"early")
@@ -211,14 +270,35 @@ async def test_a_kernel_outlives_its_iopub_actor_from_the_start() -> None:
 @explore_schedules(60)
 async def test_a_shell_channel_that_fails_leaves_nothing_unanswered() -> None:
     network = Network(the_simulation())
-    words = SlowToStart()
+    running: list[ts.RunningKernel] = []
+    refused: list[str] = []
     failures = []
+
+    class Words(SlowToStart):
+        @asynccontextmanager
+        async def lifespan(self, kernel: ts.RunningKernel) -> AsyncIterator[None]:
+            running.append(kernel)
+            async with super().lifespan(kernel):
+                yield
+
+    words = Words()
 
     async def serve_until_it_fails() -> None:
         try:
             await serve(words, network)
         except TypeError as error:
             failures.append(error)
+
+    async def go_on_asking() -> None:
+        """By a handle, whose cells come from no socket."""
+        while not refused:
+            try:
+                reply = await running[0].main.execute("say")
+            except ActorTerminated:
+                refused.append("terminated")
+            else:
+                if reply.status != "ok":
+                    refused.append(reply.status)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve_until_it_fails)
@@ -235,9 +315,11 @@ async def test_a_shell_channel_that_fails_leaves_nothing_unanswered() -> None:
             await cells[2].output("execute_input")
             await client.request("kernel_info_request").reply()  # now all of them have come
             network.routers["shell"].inbox.put(None)  # what no socket ever gives
+            nursery.start_soon(go_on_asking)
             for cell in cells:
                 assert (await cell.done()).status in {"error", "aborted"}
     assert failures
+    assert refused
 
 
 @explore_schedules(60)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
+from functools import partial
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -24,7 +26,7 @@ from trio_subshells.testing._network import Network
 
 from . import starting
 from .kernels import Flag, WordsKernel, answered_before, check, early_client, the_simulation
-from .starting import SlowToStart
+from .starting import SlowMainShell, SlowToStart
 from .threads import some_steps
 
 
@@ -121,17 +123,52 @@ async def test_a_shutdown_ends_who_waits_for_another_cell() -> None:
                 assert cell.replies[0].content["ename"] == "KernelShutdown"
 
 
+@explore_schedules(150)
+async def test_a_shutdown_ends_who_waits_for_what_is_aborted() -> None:
+    """A cell that nothing has ended makes way for one that doesn't even start any more."""
+    words = WordsKernel()
+    waiting, ends = Flag(), Flag()
+    elsewhere: list[ts.SubshellHandle] = []
+
+    @words.cell
+    async def ends_by_itself(cell: ts.Cell) -> None:
+        await ends.wait()
+
+    @words.cell
+    async def outer(cell: ts.Cell) -> None:
+        waiting.set()
+        reply = await elsewhere[0].execute("inner", silent=True)
+        cell.stdout(reply.status)
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        elsewhere.append(await kernel.running.create_subshell())
+        before = client.execute_soon("ends_by_itself", subshell=elsewhere[0].id)
+        await before.output("execute_input")
+        cell = client.execute_soon("outer", subshell=await kernel.create_subshell())
+        await waiting.wait()
+        stopping = client.control_soon("shutdown_request", restart=False)
+        ends.set()
+        assert (await stopping.reply()).status == "ok"
+        await check(client)
+        assert cell.text() in {"", "ok"}
+
+
 @pytest.mark.parametrize("how", ["a client", "a signal"])
 @explore_schedules(40)
 async def test_who_waits_for_the_end_of_a_kernel_finds_it_ended(how: str) -> None:
     """Whoever has ended it: nothing runs there any more, and everybody has been answered."""
     words = WordsKernel()
     network = Network(the_simulation())
-    comes = Flag()
+    comes, both_wait = Flag(), Flag()
+    begun: list[str] = []
     left: list[str] = []
 
     @words.cell
     async def waits(cell: ts.Cell) -> None:
+        begun.append(cell.code)
+        if len(begun) == 2:
+            both_wait.set()
         try:
             await trio.sleep_forever()
         finally:
@@ -154,8 +191,7 @@ async def test_who_waits_for_the_end_of_a_kernel_finds_it_ended(how: str) -> Non
         async with early_client(network) as client:
             subshell = await client.create_subshell()
             cells = [client.execute_soon("waits", subshell=where) for where in (None, subshell)]
-            for cell in cells:
-                await cell.output("execute_input")
+            await both_wait.wait()
             if how == "a client":
                 client.control_soon("shutdown_request", restart=False)
             else:
@@ -442,9 +478,12 @@ async def test_a_kernel_that_is_cancelled_as_it_starts_ends_in_good_order() -> N
             assert (await queued.done()).status == "aborted"
 
 
+@pytest.mark.parametrize("slow", [SlowToStart, SlowMainShell])
 @explore_schedules(60)
-async def test_a_kernel_that_is_cancelled_before_it_has_started_answers_everything() -> None:
-    words = SlowToStart()
+async def test_a_kernel_that_is_cancelled_before_it_has_started_answers_everything(
+    slow: type[SlowToStart],
+) -> None:
+    words = slow()
     network = Network(the_simulation())
     scope = trio.CancelScope()
     async with trio.open_nursery() as nursery:
@@ -462,9 +501,12 @@ async def test_a_kernel_that_is_cancelled_before_it_has_started_answers_everythi
     assert words.executed == []
 
 
+@pytest.mark.parametrize("slow", [SlowToStart, SlowMainShell])
 @explore_schedules(60)
-async def test_what_is_asked_while_a_start_is_cancelled_has_not_met_a_dead_kernel() -> None:
-    words = SlowToStart()
+async def test_what_is_asked_while_a_start_is_cancelled_has_not_met_a_dead_kernel(
+    slow: type[SlowToStart],
+) -> None:
+    words = slow()
     network = Network(the_simulation())
     scope = trio.CancelScope()
     ended = trio.Event()
@@ -520,18 +562,28 @@ async def test_who_has_come_early_has_not_met_a_dead_kernel_if_the_start_is_canc
 @pytest.mark.parametrize("seconds", [0, 0.5, 100])
 @explore_schedules(20)
 async def test_who_leaves_by_force_leaves_though_all_else_is_cancelled(seconds: float) -> None:
-    """However long what has been sent is on its way, and whenever the rest of the kernel ends."""
+    """However long what has been sent is on its way, and whenever the rest of the kernel ends.
+
+    Its children have as long to end by themselves as the last replies have to leave.
+    """
+    steps = ["terminate_children", "kill_children", "remove_own_files", "leave_at_once"]
     for patience in (0, _main.LAST_WORDS / 2, _main.LINGER / 2, 2 * _main.LINGER):
-        gone_at = trio.current_time() + seconds
+        begun = trio.current_time()
+        gone_at = begun + seconds
+        done: list[tuple[str, tuple[object, ...]]] = []
+        times: list[float] = []
+
+        def note(step: str, *args: object, done: Any = done, times: Any = times) -> None:
+            done.append((step, args))
+            times.append(trio.current_time())
+
         with mock.patch.multiple(
             _main,
             bytes_on_their_way=lambda until=gone_at: int(trio.current_time() < until),
-            terminate_children=mock.DEFAULT,
-            kill_children=mock.DEFAULT,
-            remove_own_files=mock.DEFAULT,
-            leave_at_once=mock.DEFAULT,
-        ) as done:
+            **{step: partial(note, step) for step in steps},
+        ):
             with trio.move_on_after(patience):
                 await _main._leave_by_force(1)
-            done["kill_children"].assert_called_once()
-            done["leave_at_once"].assert_called_once_with(1)
+        assert done == list(zip(steps, [(), (0,), (), (1,)], strict=True))
+        assert times[0] == begun
+        assert times[1] >= begun + _main.LAST_WORDS
