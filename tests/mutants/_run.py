@@ -265,7 +265,9 @@ def measure(mutant: Mutant, schedules: int, seconds: float) -> dict[str, Result]
 def steadiness(mutant: Mutant, seeds: int) -> list[bool]:
     """Whether a mutant is caught by its test as it is, but for the seed; for each of so many."""
     command = ["run", mutant.name, "--json", "--seeds", str(seeds)]
-    _, others = _in_a_process(command, 60 * seeds)
+    result, others = _in_a_process(command, 60 * seeds)
+    if result.caught and not result.schedules:  # it explores none: there is no seed
+        return [True] * seeds
     return [others[str(seed)].caught if others else False for seed in range(1, seeds + 1)]
 
 

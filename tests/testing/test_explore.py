@@ -334,7 +334,21 @@ def test_what_ends_the_process_is_passed_on(ending) -> None:
         explore(program)
 
 
+def test_what_was_there_before_is_not_searched_for_garbage() -> None:
+    """That would take longer than most schedules do."""
+    there_before = [object()]
+    searched: list[bool] = []
+
+    async def program() -> None:
+        searched.append(any(each is there_before for each in gc.get_objects()))
+
+    explore(program, schedules=2)
+    assert not any(searched)
+    assert any(each is there_before for each in gc.get_objects())
+
+
 def test_everything_is_given_back() -> None:
+    gc.unfreeze()  # what Python itself may have frozen is not
     random.seed(1)
     state = random.getstate()
     before = gc.isenabled(), gc.get_freeze_count(), warnings.showwarning, list(warnings.filters)

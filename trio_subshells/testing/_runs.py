@@ -32,6 +32,8 @@ from ._process import simulated_process
 from ._simulation import Chooser, Recorder, Simulation
 
 _exploring: Final = threading.Lock()
+_FROZEN_BY_PYTHON: Final = gc.get_freeze_count()
+"""Some versions start with a few hundred objects that are; to leave these alone is not worth it."""
 
 
 @attrs.frozen
@@ -229,7 +231,7 @@ def _no_chance() -> Iterator[None]:
 def _no_garbage() -> Iterator[None]:
     """No collection but ours; and none looks at what was there before, which would take long."""
     enabled = gc.isenabled()
-    freeze = not gc.get_freeze_count()
+    freeze = gc.get_freeze_count() <= _FROZEN_BY_PYTHON  # else a user wants it so
     gc.disable()
     if freeze:
         gc.freeze()
