@@ -104,6 +104,9 @@ def test_who_listens_late_is_not_asked_what_it_has_missed() -> None:
 
 def test_a_session_is_gone_when_it_is_over() -> None:
     """Collecting what is not, thousands of objects, would take long, after each schedule."""
+    # An exception that has gone through an `asynccontextmanager` is in a cycle from 3.12 on: the
+    # frame of the generator outlives it, and knows the frame that threw it in.
+    most = 300 if sys.version_info < (3, 12) else 2000
     collected: list[int] = []
 
     def count(phase: str, info: dict[str, int]) -> None:
@@ -116,13 +119,15 @@ def test_a_session_is_gone_when_it_is_over() -> None:
             for shell in (None, subshell):
                 assert (await kernel.client.execute("x", subshell=shell)).status == "ok"
 
+    gc.disable()  # only the collections that exploring asks for are counted
     gc.callbacks.append(count)
     try:
         explore(scenario, schedules=5)
     finally:
         gc.callbacks.remove(count)
+        gc.enable()
     assert len(collected) == 5 + 1  # and at the end, which counts for the last one, too
-    assert max(collected[1:5]) < 300
+    assert max(collected[1:5]) < most
 
 
 @pytest.mark.parametrize("word", ["await", "block"])
