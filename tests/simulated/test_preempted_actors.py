@@ -523,7 +523,7 @@ _DEEDS = (
 @pytest.mark.parametrize(
     "deeds", list(itertools.combinations_with_replacement(_DEEDS, 2)), ids=_names
 )
-@explore_schedules(60, preempt=["trio_subshells.actors._supervision"])
+@explore_schedules(100, preempt=["trio_subshells.actors._supervision"])
 async def test_all_see_one_end(
     deeds: tuple[Callable[[_Witness], Awaitable[None]], ...],
     host: actors.Host,

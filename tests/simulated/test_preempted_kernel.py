@@ -92,7 +92,7 @@ async def test_a_request_is_answered_once(others: Sequence[Callable[[_Party], bo
     assert not party.serve()
 
 
-@explore_schedules(200, preempt=["trio_subshells.kernel._pending", "trio_subshells.kernel._output"])
+@explore_schedules(400, preempt=["trio_subshells.kernel._pending", "trio_subshells.kernel._output"])
 async def test_nothing_is_heard_of_a_cell_after_its_idle_though_it_goes_on() -> None:
     said: list[str] = []
     begun, is_given_up = Flag(), Flag()
