@@ -23,6 +23,7 @@ import trio
 import trio_subshells as ts
 from trio_subshells.actors import ActorTerminated, Host, TaskHost, ThreadHost
 from trio_subshells.kernel import SubshellState, _control, _shell, open_kernel
+from trio_subshells.sockets._ledger import start_lending
 from trio_subshells.testing import Client
 from trio_subshells.wire import ConnectionInfo
 
@@ -327,6 +328,7 @@ class Dying:
 @asynccontextmanager
 async def _dying(kernel: ts.Kernel, **options: Any) -> AsyncIterator[Dying]:
     """Leaving the block waits for the kernel's end, and for that of its threads."""
+    start_lending()  # pyzmq's thread, which stays
     threads = set(threading.enumerate())
     kernels: list[ts.RunningKernel] = []
     started, ended = trio.Event(), trio.Event()
