@@ -60,6 +60,19 @@ class Once:
         return True
 
 
+class Table:
+    """Numbers by name."""
+
+    def __init__(self) -> None:
+        self.numbers = {"one": 1, "two": 2}
+
+    def total(self) -> int:
+        return sum(number for number in self.numbers.values() if number > 0)
+
+    def grow(self) -> None:
+        self.numbers["three"] = 3
+
+
 class Pair:
     """Two numbers that are to be the same for all who look at them."""
 

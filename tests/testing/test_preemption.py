@@ -31,7 +31,7 @@ from trio_subshells.testing._preemption import Preemption, Stop
 from trio_subshells.testing._simulation import Simulation
 
 from . import shared
-from .shared import Counter, Once, Pair, Shapes, fails, passing
+from .shared import Counter, Once, Pair, Shapes, Table, fails, passing
 
 
 class _Caller(actors.Actor):
@@ -110,6 +110,17 @@ def test_what_is_checked_and_then_done_is_found_in_one_expression(how: str) -> N
         assert given.count(True) == 1
 
     assert failure_of(body).schedule.deviations[0].preempts
+
+
+def test_what_changes_while_it_is_walked_through_is_found() -> None:
+    async def body() -> None:
+        table = Table()
+        await in_threads(table.total, table.grow)
+
+    error = failure_of(body)
+    with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="changed size")):
+        raise error.failure
+    assert error.schedule.deviations[0].preempts
 
 
 def test_who_does_not_take_the_lock_sees_what_is_half_done() -> None:

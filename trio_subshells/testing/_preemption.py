@@ -3,9 +3,10 @@
 What a task does between two checkpoints is one step for the simulator. In reality another thread
 may go on anywhere in it, and where two of them share something, a lock that is missing, or what is
 told before it is so, shows there and nowhere else. So modules that one chooses are compiled anew,
-with a call before each statement that touches anything, and between what ``and``, ``or``, ``+=``
-and ``x if y else z`` read and what they do next. The code of their functions is exchanged while
-schedules are explored, and put back afterwards; line numbers stay as they are.
+with a call before each statement that touches anything, between what ``and``, ``or``, ``+=`` and
+``x if y else z`` read and what they do next, and before each element of a comprehension. The code
+of their functions is exchanged while schedules are explored, and put back afterwards; line numbers
+stay as they are.
 
 Few of these places are made use of in any one schedule: a switch at each of them would be more
 orders than can be tried, and most of them the same. Which ones is drawn from those that were
@@ -48,7 +49,7 @@ _LOCK: Final = "__lock_of_simulation__"
 """Names that the code of chosen modules is given; they are left there, and do nothing then."""
 
 _MANY: Final = 16
-"""Stops in a schedule, at most, of a small module. A race takes two threads in two places at a time,
+"""Stops in a schedule, at most, of a small module. A race takes two threads in two places at once,
 one of them the right one: with 4, the corpus's mutants were missed half as often again."""
 
 _KINDS_OF_LOCK: Final = (type(threading.Lock()), type(threading.RLock()))
@@ -608,6 +609,14 @@ class _Instrument(ast.NodeTransformer):
                 node.body = self._before(node.body)
             if _contains(node.orelse):
                 node.orelse = self._before(node.orelse)
+        return node
+
+    def visit_comprehension(self, node: ast.comprehension) -> ast.AST:
+        """Before each element, in the midst of walking through what others may change."""
+        self.generic_visit(node)
+        if self._within and _contains(node.iter) and not node.is_async:
+            call = self._call(node.iter)
+            node.ifs.insert(0, ast.copy_location(ast.UnaryOp(ast.Not(), call), node.iter))
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
