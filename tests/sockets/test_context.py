@@ -24,6 +24,11 @@ def test_it_has_room_for_thousands(context: Context) -> None:
     assert context.statistics().max_sockets == 65_535
 
 
+def test_it_has_no_more_room_than_libzmq_allows() -> None:
+    with open_context(max_sockets=100_000) as context:
+        assert context.statistics().max_sockets == 65_535
+
+
 def test_more_sockets_than_libzmq_has_by_default() -> None:
     resource = pytest.importorskip("resource")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 3000:
@@ -67,10 +72,14 @@ def test_what_this_thread_left_open_is_closed_and_named() -> None:
         socket.get(zmq.EVENTS)
 
 
-def test_an_exception_of_the_block_itself_comes_out_with_a_note() -> None:
-    with pytest.raises(KeyError) as caught, open_context() as context:
-        raise KeyError(context.socket(zmq.ROUTER, name="forgotten").name)
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_an_exception_of_the_block_itself_comes_out_with_a_note(
+    error: type[BaseException],
+) -> None:
+    with pytest.raises(error) as caught, open_context() as context:
+        raise error(context.socket(zmq.ROUTER, name="forgotten").name)
     assert "forgotten" in caught.value.__notes__[0]
+    assert context.statistics().sockets_open == ()
 
 
 async def test_a_task_of_the_same_thread_that_waits_is_woken() -> None:

@@ -8,17 +8,22 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import trio
 import zmq
 
 from trio_subshells.sockets import (
     Context,
+    SocketsLeftOpenError,
+    _context,
     open_heartbeat_device,
     open_iopub_device,
 )
+from trio_subshells.sockets._ipc import listening
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32" or not zmq.has("ipc"), reason="no sockets in the file system here"
@@ -117,6 +122,91 @@ async def test_a_socket_that_somebody_listens_at_is_not(context: Context, direct
         assert path.exists()
 
 
+async def test_a_socket_that_somebody_is_too_busy_to_accept_at_is_not(
+    context: Context, directory: Path
+) -> None:
+    """To ask by connecting would have to wait, and nobody knows for how long."""
+    path = directory / "socket"
+    with ExitStack() as stack:
+        other = stack.enter_context(socket.socket(socket.AF_UNIX))
+        other.bind(str(path))
+        other.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(str(path))
+        server = stack.enter_context(context.socket(zmq.ROUTER))
+        socket.setdefaulttimeout(10)  # whoever waits fails, rather than for ever
+        stack.callback(socket.setdefaulttimeout, None)
+        with pytest.raises(zmq.ZMQError, match=f"{path}: somebody listens there already"):
+            server.bind(f"ipc://{path}")
+        assert path.exists()
+
+
+async def test_a_socket_that_we_may_not_ask_at_is_left_alone(
+    context: Context, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another user's, who may well listen; in a test, root may connect to any."""
+
+    class Refused(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    path = directory / "socket"
+    with socket.socket(socket.AF_UNIX) as other, context.socket(zmq.ROUTER) as server:
+        other.bind(str(path))
+        monkeypatch.setattr(socket, "socket", Refused)
+        with pytest.raises(zmq.ZMQError, match=f"{path}: {os.strerror(errno.EACCES)}"):
+            server.bind(f"ipc://{path}")
+    assert path.exists()
+
+
+@pytest.mark.parametrize("error", [OSError, zmq.ZMQError, KeyboardInterrupt])
+async def test_what_can_not_be_used_after_all_leaves_nothing(
+    directory: Path, count_descriptors: Callable[[], int], error: type[BaseException]
+) -> None:
+    """As when libzmq refuses to take the socket, or Ctrl-C strikes before it has."""
+    before = count_descriptors()
+    with pytest.raises((error, zmq.ZMQError)), listening(f"ipc://{directory}/socket") as made:
+        raise error
+    assert count_descriptors() == before
+    assert list(directory.iterdir()) == []
+    del made
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has such addresses")
+async def test_an_abstract_address_is_no_file(
+    context: Context, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(directory)
+    with context.socket(zmq.ROUTER) as server, zmq.Context() as other:
+        url = server.bind(f"ipc://@{directory}")
+        assert list(directory.iterdir()) == []
+        with other.socket(zmq.DEALER) as client:
+            client.linger = 0
+            client.connect(url)
+            client.send(b"question")
+            with trio.fail_after(60):
+                assert (await server.receive())[1:] == [b"question"]
+
+
+async def test_a_device_removes_its_file_though_its_context_has_ended(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_context, "GRACE_SECONDS", 0.01)
+    early = Context()
+
+    async def end_it_under_a_device() -> None:
+        async with open_iopub_device(early, f"ipc://{directory}/iopub"):
+            with pytest.raises(SocketsLeftOpenError):
+                early.close()
+
+    with pytest.raises(trio.BrokenResourceError):
+        await end_it_under_a_device()
+    assert list(directory.iterdir()) == []
+
+
 async def test_a_file_that_is_no_socket_is_left_alone(context: Context, directory: Path) -> None:
     path = directory / "socket"
     path.write_text("precious")
@@ -157,14 +247,15 @@ async def test_a_directory_that_isnt_there_is_named(context: Context, directory:
         server.bind(f"ipc://{directory}/no/socket")
 
 
-async def test_a_directory_that_is_open_to_all_is_warned_of(
-    context: Context, directory: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("mode", [0o777, 0o775], ids=["all", "a group"])
+async def test_a_directory_that_is_open_to_others_is_warned_of(
+    context: Context, directory: Path, caplog: pytest.LogCaptureFixture, mode: int
 ) -> None:
     directory.chmod(0o1777)  # sticky, as /tmp: what is there can't be replaced by others
     with context.socket(zmq.ROUTER) as server:
         server.bind(f"ipc://{directory}/one")
         assert caplog.messages == []
-        directory.chmod(0o777)
+        directory.chmod(mode)
         server.bind(f"ipc://{directory}/other")
     (said,) = caplog.messages
     assert f"chmod go-w {directory}" in said

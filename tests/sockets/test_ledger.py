@@ -9,6 +9,7 @@ import trio
 import zmq
 
 from trio_subshells.sockets import Context, Ledger, Socket, bytes_on_their_way
+from trio_subshells.sockets._ledger import size_of
 
 HANG = 60
 FRAMES = [b"small", bytes(100_000)]
@@ -86,6 +87,11 @@ async def test_the_alarm_rings_at_each_crossing() -> None:
     more = [ledger.lent(FRAMES, 1)]
     assert len(rung) == 2
     del first, more
+
+
+def test_a_frame_costs_however_little_is_in_it() -> None:
+    assert size_of([b""] * 1000) == 1000 * size_of([b""]) > 0
+    assert size_of([b"four", b""]) == 4 + size_of([b"", b""])
 
 
 async def test_a_collection_in_the_middle_of_it_may_lend_and_give_back(

@@ -36,15 +36,24 @@ def test_a_value_of_the_wrong_type_is_refused(context: Context) -> None:
     assert context.statistics().sockets_open == ()
 
 
-def test_an_endless_linger_is_refused_wherever_it_is_said(context: Context) -> None:
-    with pytest.raises(ValueError, match="linger is a time in milliseconds, 0 or more, not -1"):
-        context.socket(zmq.ROUTER, linger=-1)
+@pytest.mark.parametrize("linger", [-1, -2])
+def test_an_endless_linger_is_refused_wherever_it_is_said(context: Context, linger: int) -> None:
+    words = f"linger is a time in milliseconds, 0 or more, not {linger}"
+    with pytest.raises(ValueError, match=words):
+        context.socket(zmq.ROUTER, linger=linger)
     with context.socket(zmq.ROUTER) as socket:
-        with pytest.raises(ValueError, match="not -1"):
-            socket.set(zmq.LINGER, -1)
-        with pytest.raises(ValueError, match="not -1"):
-            socket.close(-1)
+        with pytest.raises(ValueError, match=words):
+            socket.set(zmq.LINGER, linger)
+        with pytest.raises(ValueError, match=words):
+            socket.close(linger)
         assert socket.get(zmq.LINGER) == 1000
+
+
+def test_a_subscriber_does_not_linger(context: Context) -> None:
+    """All that it sends is subscriptions, and who closes it wants none any more."""
+    for kind in (zmq.SUB, zmq.XSUB):
+        with context.socket(kind) as socket:
+            assert socket.get(zmq.LINGER) == 0
 
 
 @pytest.mark.skipif(not zmq.has("curve"), reason="this libzmq has no CURVE")

@@ -9,7 +9,14 @@ import trio
 import trio.testing
 import zmq
 
-from trio_subshells.sockets import Context, Subscription, open_iopub_device, open_publisher
+from trio_subshells.sockets import (
+    Context,
+    Ledger,
+    SocketOptions,
+    Subscription,
+    open_iopub_device,
+    open_publisher,
+)
 from trio_subshells.sockets import _publisher as module
 
 HANG = 60
@@ -55,11 +62,15 @@ async def test_publishers_of_many_threads(context: Context) -> None:
             assert own == [b"%d" % count for count in range(each)]
 
 
-async def test_every_subscriber_of_every_topic_is_noticed(context: Context) -> None:
+@pytest.mark.parametrize("options", [{}, {"xpub_verboser": False}], ids=["", "unwanted"])
+async def test_every_subscriber_of_every_topic_is_noticed(
+    context: Context, options: SocketOptions
+) -> None:
+    """Whether or not the one who has opened the device wants to hear of them all."""
     topics = [b"", b"a", b"", b"a", b"ab"]
     clients = []
     with trio.fail_after(HANG):
-        async with open_iopub_device(context, "tcp://127.0.0.1:0") as device:
+        async with open_iopub_device(context, "tcp://127.0.0.1:0", **options) as device:
             for topic in topics:
                 clients.append(client := context.socket(zmq.SUB, subscribe=topic))
                 client.connect(device.url)
@@ -166,8 +177,28 @@ async def test_notifications_that_nobody_reads_are_thrown_away(
                     await trio.lowlevel.checkpoint()  # the device tells one publisher after another
                 for _ in range(3):
                     publisher.publish([b"x"])
-            assert publisher._socket.statistics().messages_received > 1
+            # The device's own subscription, and all but perhaps the last of the client's.
+            assert publisher._socket.statistics().messages_received >= 10
             assert publisher.statistics().messages_published == 3
+
+
+async def test_what_is_dropped_is_not_counted_as_held(context: Context) -> None:
+    ledger = Ledger(0)
+    async with open_iopub_device(context, "tcp://127.0.0.1:0") as device:
+        context._ledgers[device.publisher_url] = ledger
+        async with open_publisher(context, device.publisher_url) as publisher:
+            for _ in range(10):
+                publisher.publish([bytes(1 << 20)])
+            assert publisher.statistics().messages_dropped == 10
+            publisher.publish([b"small"])
+            assert ledger.held == 0
+
+
+async def test_a_publisher_that_can_not_be_opened_leaves_nothing(context: Context) -> None:
+    with pytest.raises(ValueError, match="nonsense"):
+        async with open_publisher(context, "nonsense"):
+            pytest.fail("there is no such address")
+    assert context.statistics().sockets_open == ()
 
 
 async def test_publishing_is_no_checkpoint_and_ends_with_the_publisher(context: Context) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
+
 import pytest
 import trio
+import trio.testing
 import zmq
 
-from trio_subshells.sockets import Context, SocketOptions, open_refusals
+from trio_subshells.sockets import Context, SocketOptions, SocketsLeftOpenError, open_refusals
 
 pytestmark = pytest.mark.skipif(not zmq.has("curve"), reason="this libzmq has no CURVE")
 
@@ -85,3 +89,47 @@ async def test_a_watch_leaves_nothing(context: Context) -> None:
             with open_refusals(context, server):
                 assert context.statistics() != before
             assert context.statistics() == before
+
+
+async def test_a_watch_that_fails_holds_up_nobody(context: Context) -> None:
+    """libzmq, left to tell what nobody reads, would wait until somebody does."""
+    options, public = server_options()
+    with trio.fail_after(60), context.socket(zmq.ROUTER, **options) as server:
+        url = server.bind("tcp://127.0.0.1:0")
+        with pytest.raises(KeyError), open_refusals(context, server):
+            raise KeyError
+        async with await greet(url, b"NULL") as stream:
+            with suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass  # until it is refused
+        with context.socket(zmq.DEALER, **client_options(public)) as client:
+            client.connect(url)
+            await client.send([b"question"])
+            assert (await server.receive())[1:] == [b"question"]
+
+
+def test_a_watch_is_told_of_the_end_of_its_context_as_any_other_is() -> None:
+    context = Context()
+    waiting = threading.Event()
+    errors: list[BaseException] = []
+
+    async def watch() -> None:
+        trio.lowlevel.spawn_system_task(tell_when_blocked)
+        with context.socket(zmq.ROUTER) as server:
+            try:
+                with open_refusals(context, server) as refusals:
+                    await refusals.receive()
+            except (trio.BrokenResourceError, zmq.ZMQError) as error:
+                errors.append(error)
+
+    async def tell_when_blocked() -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        waiting.set()
+
+    thread = threading.Thread(target=trio.run, args=(watch,))
+    thread.start()
+    assert waiting.wait(60)
+    with pytest.raises(SocketsLeftOpenError):
+        context.close()
+    thread.join(60)
+    assert [type(error) for error in errors] == [trio.BrokenResourceError]
