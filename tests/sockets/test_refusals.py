@@ -98,10 +98,11 @@ async def test_a_watch_that_fails_holds_up_nobody(context: Context) -> None:
         url = server.bind("tcp://127.0.0.1:0")
         with pytest.raises(KeyError), open_refusals(context, server):
             raise KeyError
-        async with await greet(url, b"NULL") as stream:
-            with suppress(trio.BrokenResourceError):
-                while await stream.receive_some():
-                    pass  # until it is refused
+        for _ in range(5):  # the first may go to a socket that isn't quite closed
+            async with await greet(url, b"NULL") as stream:
+                with suppress(trio.BrokenResourceError):
+                    while await stream.receive_some():
+                        pass  # until it is refused
         with context.socket(zmq.DEALER, **client_options(public)) as client:
             client.connect(url)
             await client.send([b"question"])
@@ -117,8 +118,8 @@ def test_a_watch_is_told_of_the_end_of_its_context_as_any_other_is() -> None:
         trio.lowlevel.spawn_system_task(tell_when_blocked)
         with context.socket(zmq.ROUTER) as server:
             try:
-                with open_refusals(context, server) as refusals:
-                    await refusals.receive()
+                with open_refusals(context, server):
+                    await server.receive()
             except (trio.BrokenResourceError, zmq.ZMQError) as error:
                 errors.append(error)
 
