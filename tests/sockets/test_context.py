@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,26 @@ def test_it_knows_what_is_open(context: Context) -> None:
     with context.socket(zmq.ROUTER, name="shell"), context.socket(zmq.XPUB):
         assert context.statistics().sockets_open == ("shell", "XPUB-1")
     assert context.statistics().sockets_open == ()
+
+
+def test_who_looks_is_not_disturbed_by_who_comes_and_goes(context: Context) -> None:
+    """In other threads, anywhere in the middle of it."""
+    names = tuple(f"stays {number}" for number in range(100))
+
+    def come_and_go() -> None:
+        for _ in range(3000):
+            context.socket(zmq.PAIR, name="goes").close()
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(context.socket(zmq.PAIR, name=name))
+        thread = threading.Thread(target=come_and_go)
+        stack.callback(thread.join)
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(1e-6)
+        thread.start()
+        while thread.is_alive():
+            assert context.statistics().sockets_open[:100] == names
 
 
 def test_it_has_room_for_thousands(context: Context) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -87,6 +89,26 @@ async def test_the_alarm_rings_at_each_crossing() -> None:
     more = [ledger.lent(FRAMES, 1)]
     assert len(rung) == 2
     del first, more
+
+
+def test_who_sums_up_is_not_disturbed_by_who_opens_a_ledger() -> None:
+    """In another thread, anywhere in the middle of it."""
+    kept = [Ledger(0) for _ in range(100)]
+
+    def open_many() -> None:
+        for _ in range(3000):
+            kept.append(Ledger(0))
+
+    thread = threading.Thread(target=open_many)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        while thread.is_alive():
+            assert bytes_on_their_way() >= 0
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
 
 
 def test_a_frame_costs_however_little_is_in_it() -> None:
