@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections.abc import Iterator
@@ -94,20 +95,24 @@ async def test_the_alarm_rings_at_each_crossing() -> None:
 def test_who_sums_up_is_not_disturbed_by_who_opens_a_ledger() -> None:
     """In another thread, anywhere in the middle of it."""
     kept = [Ledger(0) for _ in range(100)]
+    is_over = threading.Event()
 
     def open_many() -> None:
-        for _ in range(3000):
-            kept.append(Ledger(0))
+        for number in itertools.count():
+            kept[number % 100] = Ledger(0)
+            if is_over.is_set():
+                return
 
     thread = threading.Thread(target=open_many)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         thread.start()
-        while thread.is_alive():
+        for _ in range(5000):
             assert bytes_on_their_way() >= 0
     finally:
         sys.setswitchinterval(interval)
+        is_over.set()
         thread.join()
 
 
