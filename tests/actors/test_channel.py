@@ -193,3 +193,14 @@ async def test_the_transport_is_the_callers_choice() -> None:
     send.close()
     receive.close()
     assert transport.bells == 1
+
+
+async def test_a_bad_capacity_leaves_no_bell() -> None:
+    """Nobody would be there to close it."""
+
+    class Refusing(TrioTransport):
+        def open_bell(self) -> Bell:
+            pytest.fail("who would close it?")
+
+    with pytest.raises(ValueError, match="capacity"):
+        open_channel(0, transport=Refusing())

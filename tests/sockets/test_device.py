@@ -169,6 +169,36 @@ async def give_back(count_descriptors, before: int) -> None:
             await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no ipc")
+@pytest.mark.parametrize("kind", ["heartbeat", "iopub"])
+async def test_a_device_that_can_not_get_its_thread_leaves_nothing(
+    context: Context, monkeypatch, tmp_path, count_descriptors, kind: str
+) -> None:
+    """As when the user may have no more of them."""
+    start = threading.Thread.start
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name.startswith(kind):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    url = f"ipc://{tmp_path}/{kind}"
+    with context.socket(zmq.PAIR):  # the context's own threads and descriptors are there now
+        before = count_descriptors()
+        monkeypatch.setattr(threading.Thread, "start", start_or_not)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            async with (
+                open_heartbeat_device(url)
+                if kind == "heartbeat"
+                else open_iopub_device(context, url)
+            ):
+                pytest.fail("nobody carries anything")
+        monkeypatch.undo()
+        assert list(tmp_path.iterdir()) == []
+        assert len(context.statistics().sockets_open) == 1
+        await give_back(count_descriptors, before)
+
+
 @pytest.mark.usefixtures("no_thread_left")
 async def test_leaving_gives_threads_and_descriptors_back(
     context: Context, count_descriptors

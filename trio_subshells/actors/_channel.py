@@ -27,8 +27,8 @@ def open_channel(
             should have entered its `attach()`.
     """
     transport = TrioTransport() if transport is None else transport
+    queue: Queue[T] = Queue(capacity)  # first, as it may refuse the capacity
     bell = transport.open_bell()
-    queue: Queue[T] = Queue(capacity)
     queue.attach(bell)
     return CrossThreadSendChannel(queue), CrossThreadReceiveChannel(queue, bell)
 

@@ -202,7 +202,12 @@ async def open_iopub_device(
                         while True:  # told to end, the proxy doesn't look for what is left
                             xpub.send_multipart(xsub.recv_multipart(zmq.NOBLOCK))
 
-                thread = _DeviceThread(f"iopub {actual_url}", run)
+                try:
+                    thread = _DeviceThread(f"iopub {actual_url}", run)
+                except BaseException:  # the machine can't start another
+                    if file is not None:
+                        file.remove()
+                    raise
                 try:
                     yield IOPubDevice(actual_url, publisher_url, publisher)
                 finally:
@@ -265,7 +270,14 @@ async def open_heartbeat_device(
         finally:
             router.close()
 
-    thread = _DeviceThread(f"heartbeat {actual_url}", run)
+    try:
+        thread = _DeviceThread(f"heartbeat {actual_url}", run)
+    except RuntimeError:  # the machine can't start another; on Ctrl-C it may have started, and runs
+        if file is not None:
+            file.remove()
+        router.close()
+        context.term()
+        raise
     try:
         yield HeartbeatDevice(actual_url)
     finally:
