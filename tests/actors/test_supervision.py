@@ -467,7 +467,7 @@ async def test_a_place_that_can_not_be_had_again_is_one_more_failure(
 
 @hosts
 @pytest.mark.parametrize("policy", [Escalate(), Restart()])
-@pytest.mark.parametrize("by", ["the ref", "the scope"])
+@pytest.mark.parametrize("by", ["the ref", "the scope", "a scope around it"])
 async def test_a_failure_during_cancellation_is_raised_and_not_restarted(
     host: Host, policy: FailurePolicy, by: str
 ) -> None:
@@ -476,12 +476,13 @@ async def test_a_failure_during_cancellation_is_raised_and_not_restarted(
     refs: list[ActorRef] = []
 
     async def parent() -> None:
-        async with open_system() as system:
-            ref = await system.spawn(actor, name="actor", host=host, on_failure=policy)
-            refs.append(ref)
-            if by == "the ref":
-                ref.cancel()
-                await trio.sleep_forever()
+        with trio.CancelScope() as around:
+            async with open_system() as system:
+                ref = await system.spawn(actor, name="actor", host=host, on_failure=policy)
+                refs.append(ref)
+                if by != "the scope":
+                    (ref if by == "the ref" else around).cancel()
+                    await trio.sleep_forever()
 
     with trio.fail_after(60):
         raised = await raised_by(parent)

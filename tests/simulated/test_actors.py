@@ -170,6 +170,23 @@ async def test_values_come_in_their_order_to_whoever_receives() -> None:
     assert received == list(range(4))
 
 
+@explore_schedules(40)
+async def test_who_closes_the_receiver_closes_it_under_a_receive_that_has_begun() -> None:
+    """Also while there is a value, which is received or dropped."""
+    receiving: actors.CrossThreadReceiveChannel[str]
+    sending, receiving = actors.open_channel(1)
+    sending.send_nowait("value")
+
+    async def receive() -> None:
+        with suppress(trio.ClosedResourceError):
+            assert await receiving.receive() == "value"
+
+    async def close() -> None:
+        receiving.close()
+
+    await together(receive, close)
+
+
 @pytest.mark.parametrize("cancelled", ["sender", "receiver"])
 @explore_schedules(60)
 async def test_an_end_of_a_channel_is_closed_also_by_who_is_cancelled(cancelled: str) -> None:
@@ -421,7 +438,7 @@ async def test_leaving_a_system_waits_for_its_threads() -> None:
 # ------------------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("cancelled", ["actor", "system"])
+@pytest.mark.parametrize("cancelled", ["actor", "system", "what is around"])
 @in_a_task_and_in_a_thread
 @explore_schedules(100)
 async def test_what_fails_while_it_is_cancelled_is_not_restarted(
@@ -441,13 +458,16 @@ async def test_what_fails_while_it_is_cancelled_is_not_restarted(
                 failed_cancelled.append(is_cancelled)
                 raise ValueError("as was wanted")
 
-    with pytest.RaisesGroup(ValueError, allow_unwrapped=True, flatten_subgroups=True):
+    with (
+        pytest.RaisesGroup(ValueError, allow_unwrapped=True, flatten_subgroups=True),
+        trio.CancelScope() as around,
+    ):
         async with actors.open_system() as system:
             ref = await system.spawn(
                 Failing(), name="failing", host=host, on_failure=actors.Restart()
             )
             await ref.tell("fail")
-            {"actor": ref, "system": system}[cancelled].cancel()
+            {"actor": ref, "system": system, "what is around": around}[cancelled].cancel()
             is_cancelled = True
             await trio.sleep_forever()
     assert True not in restarted_after
