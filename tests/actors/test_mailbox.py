@@ -33,11 +33,21 @@ async def test_a_reply_reaches_the_asker() -> None:
     assert await promise.wait() == "answer"
 
 
-async def test_a_failure_reaches_the_asker_as_itself() -> None:
+async def test_a_reply_needs_no_value() -> None:
     promise: Promise[object] = Promise()
-    error = ValueError("no")
-    Letter("question", promise).fail(error)
-    with pytest.raises(ValueError, match="no") as caught:
+    letter = Letter("question", promise)
+    letter.reply()
+    assert not letter.wants_reply
+    assert await promise.wait() is None
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no")])
+async def test_a_failure_reaches_the_asker_as_itself(error: BaseException) -> None:
+    promise: Promise[object] = Promise()
+    letter = Letter("question", promise)
+    letter.fail(error)
+    assert not letter.wants_reply
+    with pytest.raises(type(error), match="no") as caught:
         await promise.wait()
     assert caught.value is error
 

@@ -215,6 +215,22 @@ async def test_a_queue_keeps_its_values_and_senders_from_one_receiver_to_the_nex
         with trio.fail_after(60):
             assert await trio.to_thread.run_sync(trio.run, receiver) == "a"
             assert await trio.to_thread.run_sync(trio.run, receiver) == "b"
+        with pytest.raises(RuntimeError, match=r"call attach\(\) first"):
+            await queue.get()  # the bell that was detached is somebody else's
+
+
+async def test_nobody_is_rung_for_who_went_in_his_sleep() -> None:
+    """A receiver that is cancelled while it sleeps, and that doesn't receive any more."""
+    queue, bell = Queue[object](1), TrioBell()
+    queue.attach(bell)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(queue.get)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    queue.detach()
+    bell.close()
+    queue.put_nowait("value")
+    assert queue.statistics().rings == 0
 
 
 async def test_closing_refuses_senders_and_leaves_the_rest_to_the_receiver() -> None:
