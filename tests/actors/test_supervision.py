@@ -239,7 +239,12 @@ async def test_a_cancelled_spawn_cancels_the_actor(host: Host) -> None:
             await system.spawn(Idle(), name="idle", host=host)  # its name is free again
 
 
-async def test_an_actor_that_can_not_get_its_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("policy", [Escalate(), Stop(), Restart()])
+async def test_an_actor_that_can_not_get_its_thread(
+    monkeypatch: pytest.MonkeyPatch, policy: FailurePolicy
+) -> None:
+    """Who spawns it decides whether to try again, whatever follows when it fails later."""
+
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -248,7 +253,7 @@ async def test_an_actor_that_can_not_get_its_thread(monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
             with pytest.raises(RuntimeError, match="can't start new thread"):
-                await system.spawn(Idle(), name="idle", host=ThreadHost())
+                await system.spawn(Idle(), name="idle", host=ThreadHost(), on_failure=policy)
         assert [each.path for each in system.statistics().actors] == ["system/bystander"]
         await system.spawn(Idle(), name="idle", host=ThreadHost())
         assert bystander.state is ActorState.RUNNING
