@@ -20,6 +20,7 @@ from trio_subshells.sockets import (
     open_iopub_device,
     open_publisher,
 )
+from trio_subshells.sockets._device import _DeviceThread
 
 HANG = 60
 
@@ -258,6 +259,26 @@ async def test_a_context_that_ends_too_early_is_reported(monkeypatch) -> None:
         if thread.name == "end of a zmq context":
             thread.join(HANG)
             assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("no_thread_left")
+async def test_a_heartbeat_that_has_failed_is_joined_with_its_end(monkeypatch) -> None:
+    joined: list[str] = []
+    join = _DeviceThread.join
+
+    async def recorded(thread: _DeviceThread) -> None:
+        joined.append(thread._thread.name)
+        await join(thread)
+
+    def fail(*sockets: object) -> None:
+        raise KeyError("no proxy")
+
+    monkeypatch.setattr(_DeviceThread, "join", recorded)
+    monkeypatch.setattr(zmq, "proxy", fail)
+    with pytest.raises(KeyError, match="no proxy"):
+        async with open_heartbeat_device("tcp://127.0.0.1:0") as device:
+            pass
+    assert joined == [f"heartbeat {device.url}", f"end of heartbeat {device.url}"]
 
 
 async def test_options_that_would_stop_a_device_are_refused(context: Context) -> None:

@@ -58,6 +58,26 @@ async def test_the_file_is_the_users_alone_and_goes_with_the_socket(
     assert list(directory.iterdir()) == []
 
 
+async def test_the_file_is_the_users_alone_before_anybody_can_connect(
+    context: Context, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+
+    class Watched(socket.socket):
+        def listen(self, *backlog: int) -> None:
+            modes.append(stat.S_IMODE((directory / "socket").stat().st_mode))
+            super().listen(*backlog)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    before = os.umask(0)
+    try:
+        with context.socket(zmq.ROUTER) as server:
+            server.bind(f"ipc://{directory}/socket")
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+
+
 async def test_unbinding_removes_it(context: Context, directory: Path) -> None:
     with context.socket(zmq.ROUTER) as server:
         url = server.bind(f"ipc://{directory}/socket")
