@@ -170,23 +170,39 @@ async def give_back(count_descriptors, before: int) -> None:
             await trio.lowlevel.checkpoint()
 
 
+def start_no_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As when the user may have no more of them; here, none whose name begins like that."""
+    start = threading.Thread.start
+
+    def start_or_not(thread: threading.Thread) -> None:
+        if thread.name.startswith(name):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_not)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no ipc")
+@pytest.mark.usefixtures("no_thread_left")
+async def test_a_heartbeat_ends_though_no_thread_can_be_started_for_that(
+    monkeypatch, tmp_path, count_descriptors
+) -> None:
+    before = count_descriptors()
+    async with open_heartbeat_device(f"ipc://{tmp_path}/heartbeat"):
+        start_no_thread(monkeypatch, "end of heartbeat")
+    assert list(tmp_path.iterdir()) == []
+    assert count_descriptors() == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no ipc")
 @pytest.mark.parametrize("kind", ["heartbeat", "iopub"])
 async def test_a_device_that_can_not_get_its_thread_leaves_nothing(
     context: Context, monkeypatch, tmp_path, count_descriptors, kind: str
 ) -> None:
-    """As when the user may have no more of them."""
-    start = threading.Thread.start
-
-    def start_or_not(thread: threading.Thread) -> None:
-        if thread.name.startswith(kind):
-            raise RuntimeError("can't start new thread")
-        start(thread)
-
     url = f"ipc://{tmp_path}/{kind}"
     with context.socket(zmq.PAIR):  # the context's own threads and descriptors are there now
         before = count_descriptors()
-        monkeypatch.setattr(threading.Thread, "start", start_or_not)
+        start_no_thread(monkeypatch, kind)
         with pytest.raises(RuntimeError, match="can't start new thread"):
             async with (
                 open_heartbeat_device(url)

@@ -282,10 +282,15 @@ async def open_heartbeat_device(
         yield HeartbeatDevice(actual_url)
     finally:
         # It waits until the device's thread has closed the ROUTER, and so not in a trio task.
-        end = _DeviceThread(f"end of heartbeat {actual_url}", context.term)
+        end: _DeviceThread | None = None
+        try:
+            end = _DeviceThread(f"end of heartbeat {actual_url}", context.term)
+        except RuntimeError:  # the machine can't start another: then this loop waits for a moment
+            context.term()
         if file is not None:
             file.remove()
         try:
             await thread.join()
         finally:
-            await end.join()
+            if end is not None:
+                await end.join()
