@@ -307,6 +307,26 @@ async def test_a_header_may_say_anything_else() -> None:
             assert (await exchange.done()).status == "ok"
 
 
+@pytest.mark.parametrize("frame", ["PARENT", "METADATA", "CONTENT"])
+async def test_an_answer_that_cant_be_read_is_dropped(frame: str) -> None:
+    """And who has asked goes on to wait for another."""
+    willing = Willing()
+
+    @willing.cell
+    async def ask(cell: ts.Cell) -> None:
+        cell.stdout(await cell.input("?"))
+
+    async with served(willing) as at:
+        cell = at.client.execute_soon("ask")
+        prompt = await at.client.prompt()
+        for text in FRAMES:
+            message = at.client.session.message("input_reply", {"value": ""}, parent=prompt.header)
+            send_frames(at.client, "stdin", message, **{frame: text})
+        at.client.answer(prompt, "the answer")
+        assert (await cell.done()).status == "ok"
+        assert cell.text() == "the answer"
+
+
 async def test_the_handlers_of_wrong_comm_messages_count_too() -> None:
     async with served(Willing()) as at:
         exchange = at.client.request("comm_msg", {"comm_id": 5})

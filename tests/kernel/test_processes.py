@@ -130,7 +130,7 @@ def test_a_signal_reaches_who_is_started_while_the_others_are_stopped() -> None:
 
     with (
         mock.patch.object(_processes.os, "kill", kill),
-        mock.patch.object(_processes, "descendants", lambda _: list(living)),
+        mock.patch.object(_processes, "descendants", side_effect=lambda _: list(living)),
     ):
         signal_tree(11, signal.SIGTERM)
     for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):
@@ -164,8 +164,8 @@ def test_what_would_be_left_behind_is_the_rest_of_a_session_that_is_ours(leads: 
         Process(own + 3, own, own + 3),
     ]
     with (
-        mock.patch.object(_processes, "living_processes", lambda: everybody),
-        mock.patch.object(_processes.os, "getsid", lambda _: session),
+        mock.patch.object(_processes, "living_processes", return_value=everybody),
+        mock.patch.object(_processes.os, "getsid", return_value=session),
     ):
         found = [each.pid - own for each in _processes.leftovers()]
     assert found == ([1, 2] if leads else [1])

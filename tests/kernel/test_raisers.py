@@ -191,6 +191,21 @@ def test_what_is_withdrawn_is_not_looked_for_ever_after() -> None:
     assert (ended.stdout, ended.stderr, ended.returncode) == ("entered\n", "", 0)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there is nothing to be raised there")
+def test_what_is_withdrawn_stays_so_though_a_signal_comes_meanwhile() -> None:
+    """What its handler raises comes first, and what is to be raised besides would be raised next."""
+    to_be_raised: list[Any] = []
+
+    def raise_in(thread: int, what: Any) -> None:
+        to_be_raised[:] = [] if what is _raisers._NOTHING else [what]
+        if to_be_raised:
+            raise KeyboardInterrupt
+
+    with mock.patch.object(_raisers, "_raise_in", raise_in), pytest.raises(KeyboardInterrupt):
+        AsyncRaiser().withdraw()
+    assert to_be_raised == []
+
+
 def test_what_is_made_for_a_traceback_only_is_not_struck() -> None:
     """Such a frame is what Cython's extensions for several versions of Python make (pyzmq's)."""
     made = compile("_getframe()", "an_extension.py", "eval")

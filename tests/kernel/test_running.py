@@ -173,6 +173,35 @@ async def test_interrupt_of_a_handle_waits_for_its_effect(kernel: CellsKernel) -
         assert replies[0].ename == "KeyboardInterrupt"
 
 
+async def test_interrupt_of_a_handle_leaves_the_others_alone(kernel: CellsKernel) -> None:
+    async with opened(kernel) as running, running.spawn_subshell() as subshell:
+        handles = {None: running.main, subshell.id: subshell}
+        begun = {key: Flag() for key in handles}
+        replies: dict[str | None, str] = {}
+
+        @kernel.cell
+        async def begin(cell: ts.Cell) -> None:
+            begun[cell.subshell.id].set()
+            await trio.sleep_forever()
+
+        async def execute(key: str | None) -> None:
+            replies[key] = (await handles[key].execute("begin")).ename
+
+        async with trio.open_nursery() as nursery:
+            for key in handles:
+                nursery.start_soon(execute, key)
+                await begun[key].wait()
+            await running.main.interrupt()
+            assert subshell.state is ts.SubshellState.BUSY
+            nursery.start_soon(execute, None)
+            begun[None] = Flag()
+            await begun[None].wait()
+            await subshell.interrupt()
+            assert running.main.state is ts.SubshellState.BUSY
+            await running.main.interrupt()
+        assert replies == {None: "KeyboardInterrupt", subshell.id: "KeyboardInterrupt"}
+
+
 async def test_handles_are_good_in_other_threads(kernel: CellsKernel) -> None:
     async with opened(kernel) as running:
 
@@ -186,12 +215,18 @@ async def test_handles_are_good_in_other_threads(kernel: CellsKernel) -> None:
 
 
 async def test_hosts(kernel: CellsKernel) -> None:
+    @kernel.cell
+    async def spawn_here(cell: ts.Cell) -> None:
+        async with ts.spawn_subshell(host=TaskHost()) as subshell:
+            raise ts.CellError((await subshell.execute("thread")).ename, "")
+
     async with opened(kernel) as running:
         here = str(threading.get_ident())
         async with running.spawn_subshell(host=TaskHost()) as task:
             assert (await task.execute("thread")).ename == here
         async with running.spawn_subshell(host=ThreadHost()) as thread:
             assert (await thread.execute("thread")).ename != here
+        assert (await running.main.execute("spawn_here")).ename == here
 
 
 async def test_statistics_and_tree(kernel: CellsKernel) -> None:

@@ -503,6 +503,7 @@ async def test_what_a_kernel_says_is_what_its_clients_get() -> None:
         assert await ask("comm_info_request", target_name="t") == {
             "comms": {"id": {"target_name": "t"}}
         }
+        assert await ask("comm_info_request") == {"comms": {"id": {"target_name": None}}}
     assert {each.state for each in kernel.asked} == {"the state of main"}
     assert all(each.subshell.is_main for each in kernel.asked)
     assert kernel.asked[0].content == {"code": "ab", "cursor_pos": 99}

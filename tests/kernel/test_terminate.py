@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
+from contextlib import closing, suppress
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -54,6 +57,30 @@ async def test_it_comes_to_the_handler_if_the_descriptor_is_taken_away() -> None
         signal.raise_signal(NUMBER)
         await terminator.wait()
         signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+
+
+def test_who_is_woken_by_the_handler_sees_that_it_has_come() -> None:
+    """At once, as it may: by nothing else would it be woken before the next one."""
+    terminator = Terminator()
+    terminator._writer = SimpleNamespace(send=lambda _: terminator._look())  # type: ignore[assignment]
+    terminator.handle(NUMBER, None)
+    assert terminator._counted == 1
+
+
+def test_it_is_noticed_though_trio_has_been_told_of_many() -> None:
+    reader, writer = socket.socketpair()
+    trios, waker = socket.socketpair()
+    with closing(reader), closing(writer), closing(trios), closing(waker):
+        waker.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                waker.send(bytes(4096))
+        terminator = Terminator()
+        terminator._calls = 1
+        writer.send(b"\0")
+        writer.shutdown(socket.SHUT_RDWR)
+        terminator._listen(reader, waker.fileno())
+        assert terminator._counted == 1
 
 
 async def test_a_second_one_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

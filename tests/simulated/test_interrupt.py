@@ -13,6 +13,7 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel._guard import CellGuard, EndReason
+from trio_subshells.kernel._ladder import INTERRUPT_TIMEOUT
 from trio_subshells.testing import explore_schedules, simulated_kernel
 
 from .kernels import Flag, WordsKernel, check, compute
@@ -315,7 +316,9 @@ async def test_who_interrupts_in_vain_is_told_so_and_not_struck() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
         stuck = kernel.client.execute_soon("stick 20")
         await stuck.output("execute_input")
+        begun = trio.current_time()
         for _ in range(2):
             with pytest.raises(TimeoutError):
-                await kernel.running.interrupt(timeout=2)
+                await kernel.running.interrupt(timeout=0.5)
+        assert trio.current_time() < begun + INTERRUPT_TIMEOUT
         await check(kernel.client)
