@@ -101,7 +101,12 @@ async def test_leaving_the_block_ends_what_runs(kernel: CellsKernel) -> None:
             nursery.start_soon(execute, subshell)
             await kernel.started.wait()  # type: ignore[attr-defined]
             assert subshell.state is ts.SubshellState.BUSY
-        assert replies[0].ename == "SubshellDeleted"
+            nursery.start_soon(execute, subshell)
+            await running.subshells()
+            await running.statistics()  # the shell channel has been told by now
+        ended, aborted = sorted(replies, key=lambda reply: reply.status, reverse=True)
+        assert ended.ename == "SubshellDeleted"
+        assert aborted.content == {"status": "aborted", "execution_count": 0}
 
 
 async def test_a_block_whose_subshell_a_client_has_deleted(kernel: CellsKernel) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import trio
+
 import trio_subshells as ts
 from trio_subshells.testing import explore_schedules, simulated_kernel
 
@@ -35,6 +37,33 @@ async def test_what_had_come_is_aborted() -> None:
         await check(kernel.client)
         for each, following in pairwise([*cells, later]):
             assert answered_before(client, each, following)
+
+
+@explore_schedules(100)
+async def test_what_is_no_execute_is_served_though_it_came_before_an_error() -> None:
+    """Whether it was still in the socket when the error was known, or in its subshell already."""
+    words = WordsKernel()
+
+    @words.cell
+    async def fails(cell: ts.Cell) -> None:
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        raise ts.CellError("Failed", "as was wanted", [])
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        for _ in range(3):
+            cell = client.execute_soon("fails")
+            others = [
+                client.request("complete_request", {"code": "", "cursor_pos": 0}),
+                client.request("kernel_info_request"),
+                client.request("comm_info_request"),
+                client.request("kernel_info_request"),
+            ]
+            assert (await cell.done()).ename == "Failed"
+            for each in others:
+                assert (await each.done()).status == "ok"
+        await check(client)
 
 
 @explore_schedules(40)

@@ -92,8 +92,9 @@ async def test_a_request_is_answered_once(others: Sequence[Callable[[_Party], bo
     assert not party.serve()
 
 
+@pytest.mark.parametrize("how", ["display", "print"])
 @explore_schedules(400, preempt=["trio_subshells.kernel._pending", "trio_subshells.kernel._output"])
-async def test_nothing_is_heard_of_a_cell_after_its_idle_though_it_goes_on() -> None:
+async def test_nothing_is_heard_of_a_cell_after_its_idle_though_it_goes_on(how: str) -> None:
     said: list[str] = []
     begun, is_given_up = Flag(), Flag()
 
@@ -115,7 +116,10 @@ async def test_nothing_is_heard_of_a_cell_after_its_idle_though_it_goes_on() -> 
         pending.right.begun()
         begun.set()
         for _ in range(3):
-            outlet.publish("display_data", {})
+            if how == "print":
+                outlet.stream("stdout", "text")
+            else:
+                outlet.publish("display_data", {})
             await trio.lowlevel.checkpoint()
         await is_given_up.wait()
         assert not pending.right.settle()
@@ -126,6 +130,7 @@ async def test_nothing_is_heard_of_a_cell_after_its_idle_though_it_goes_on() -> 
         is_given_up.set()
 
     await in_threads(goes_on=goes_on, gives_up=gives_up)
+    port.flush()
     assert (said[0], said[-1]) == ("busy", "idle")
     assert (said.count("CellTimeout"), said.count("idle")) == (1, 1)
 

@@ -134,3 +134,13 @@ async def test_an_answer_is_for_who_was_asked_by_the_same_client() -> None:
         for client, cell in asked.items():
             assert cell.text() == client.name
         check_protocol(*asked)
+
+
+@explore_schedules(20)
+async def test_who_asks_when_too_many_ask_is_told_so() -> None:
+    async with simulated_kernel(Asking()) as kernel:
+        kernel.faults.fill_mailbox("stdin")
+        for subshell in (None, await kernel.create_subshell()):
+            cell = kernel.client.execute_soon("ask_blocking", subshell=subshell, allow_stdin=True)
+            assert (await cell.done()).ename == "ConnectionError"
+        await check(kernel.client)
