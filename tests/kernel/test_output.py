@@ -227,6 +227,34 @@ def test_an_inner_outlet_is_shut_alone(port: OutputPort, published: Published) -
     assert [each.header.msg_type for each in published.messages()] == ["clear_output"]
 
 
+def test_what_could_not_be_published_keeps_nothing_from_it(
+    port: OutputPort, published: Published
+) -> None:
+    def fails() -> None:
+        raise OSError("there is no room")
+
+    published.meanwhile = fails
+    with pytest.raises(OSError, match="no room"):
+        port.publish("display_data", {}, parent=PARENT)
+    assert port.publish("clear_output", {}, parent=PARENT)
+    assert [each.header.msg_type for each in published.messages()] == ["clear_output"]
+
+
+def test_a_forked_child_sends_nothing(
+    port: OutputPort, published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what its parent has gathered, nor what it says itself."""
+    port.stream("stdout", "the parent's", PARENT)
+    with monkeypatch.context() as child:
+        child.setattr(_output.os, "getpid", lambda: -1)
+        port.flush()
+        assert port.time_is_up() == 0
+        assert not port.status("idle", PARENT)
+    assert published.frames == []
+    port.flush()
+    assert published.texts() == [("stdout", "the parent's")]
+
+
 def test_who_publishes_learns_whether_it_was(port: OutputPort) -> None:
     assert port.status("busy", PARENT)
     port.close()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from unittest import mock
 
 import pytest
 
+from trio_subshells.actors import Letter
+from trio_subshells.kernel._channels import ClientSocket
 from trio_subshells.kernel._output import OutputPort
-from trio_subshells.kernel._pending import AnswerRight, Stage
+from trio_subshells.kernel._pending import AnswerRight, PendingTable, Stage
 from trio_subshells.wire import WireSession
 
 
@@ -83,3 +86,17 @@ def test_of_all_who_want_to_answer_one_does(begun: bool) -> None:
         for thread in threads:
             thread.join()
         assert len(got) == 1
+
+
+def test_of_what_this_process_is_refused_no_client_hears() -> None:
+    session = WireSession(b"")
+    clients, output, letter = map(mock.create_autospec, (ClientSocket, OutputPort, Letter))
+    table = PendingTable(session, clients, output)
+    request, content = session.message("execute_request", {"code": ""}), {"status": "aborted"}
+    table.answer_here(request, content, letter)
+    assert letter.mock_calls == [mock.call.reply(content)]
+    assert clients.mock_calls == output.mock_calls == []
+    table.answer_here(request, content)
+    states = [("busy", request.header), ("idle", request.header)]
+    assert [each.args for each in output.status.mock_calls] == states
+    clients.send.assert_called_once()

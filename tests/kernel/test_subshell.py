@@ -206,6 +206,9 @@ async def test_a_silent_cell_publishes_nothing_but_its_reply() -> None:
     assert types(exchange) == []
 
 
+ABC = {"a": "xx", "b": "", "c": "xxxx"}
+
+
 async def test_user_expressions() -> None:
     class Evaluating(CellsKernel):
         async def evaluate(self, cell: ts.Cell, expression: str) -> Mapping[str, Any]:
@@ -218,13 +221,14 @@ async def test_user_expressions() -> None:
         raise ZeroDivisionError
 
     async with served(kernel) as at:
-        content = (await at.client.execute("", user_expressions={"a": "xx", "b": ""})).content
+        content = (await at.client.execute("", user_expressions=ABC)).content
         failed = (await at.client.execute("fail", user_expressions={"a": "xx"})).content
         other = (await at.client.execute("", user_expressions={"a": 7})).content
     expressions = content["user_expressions"]
     assert expressions["a"] == {"status": "ok", "data": {"text/plain": "0.5"}, "metadata": {}}
     assert expressions["b"]["status"] == "error"
     assert expressions["b"]["ename"] == "ZeroDivisionError"
+    assert expressions["c"] == {"status": "ok", "data": {"text/plain": "0.25"}, "metadata": {}}
     assert failed["user_expressions"] == {}
     assert other["ename"] == "MalformedMessage"
     assert "'a'" in other["evalue"]
@@ -286,10 +290,11 @@ async def test_an_error_aborts_the_executes_that_wait_in_its_subshell() -> None:
         assert (await elsewhere.done()).status == "ok"
         go.set()
         assert (await failing.done()).status == "error"
+        assert "started" in failing.replies[0].metadata
         for each in queued:
-            content = (await each.done()).content
-            assert content["status"] == "aborted"
+            assert (await each.done()).content == {"status": "aborted", "execution_count": 1}
             assert types(each) == []
+            assert each.replies[0].metadata == {}  # it was never started
         assert (await question.done()).status == "unknown"
         afterwards = at.client.execute_soon("note", subshell=subshell_id)
         assert (await afterwards.done()).status == "ok"
@@ -410,6 +415,10 @@ async def test_what_a_kernel_answers_that_only_executes() -> None:
         }
         assert await ask("is_complete_request", code="abc") == {"status": "unknown"}
         assert await ask("comm_info_request") == {"status": "ok", "comms": {}}
+        evaluated = (await at.client.execute("", user_expressions={"a": "x"})).content
+        error = evaluated["user_expressions"]["a"]
+        assert error["ename"] == "NotImplementedError"
+        assert "in evaluate" in "".join(error["traceback"])  # there are no frames but ours
 
 
 async def test_the_default_history() -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 
 import pytest
 import trio
@@ -41,6 +41,14 @@ async def test_it_tells_that_the_kernel_is_to_end_and_gives_everything_back() ->
             signal.raise_signal(NUMBER)
     assert _wakeup_descriptor() == trios
     assert signal.getsignal(NUMBER) is signal.SIG_DFL
+
+
+async def test_the_handler_of_somebody_else_is_left_to_them() -> None:
+    def theirs(number: int, frame: FrameType | None) -> None: ...
+
+    with Terminator().installed():
+        signal.signal(NUMBER, theirs)
+    assert signal.getsignal(NUMBER) is theirs
 
 
 async def test_what_came_before_anybody_waited_is_not_lost() -> None:
