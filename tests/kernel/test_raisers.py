@@ -193,7 +193,7 @@ def test_what_is_withdrawn_is_not_looked_for_ever_after() -> None:
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="there is nothing to be raised there")
 def test_what_is_withdrawn_stays_so_though_a_signal_comes_meanwhile() -> None:
-    """What its handler raises comes first, and what is to be raised besides would be raised next."""
+    """What its handler raises comes first, and what else is to be raised would be raised next."""
     to_be_raised: list[Any] = []
 
     def raise_in(thread: int, what: Any) -> None:

@@ -140,7 +140,8 @@ async def test_what_has_no_json_form_is_an_error_that_says_so() -> None:
 
     async with served(kernel) as at:
         assert (await at.client.execute("in_a_result")).ename == "EncodeError"
-        assert (await at.client.execute("in_the_payload")).ename == "EncodeError"
+        reply = (await at.client.execute("in_the_payload")).content
+        assert (reply["ename"], reply["execution_count"]) == ("EncodeError", 2)
         assert (await at.client.execute("")).status == "ok"
 
 
