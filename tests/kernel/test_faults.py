@@ -167,6 +167,29 @@ async def test_a_subshell_dies(host: Host, caplog: pytest.LogCaptureFixture) -> 
     assert told[0].exc_info is not None
 
 
+async def test_a_subshell_whose_loop_crashes() -> None:
+    """Trio ends it, then, as if somebody had cancelled it; but nobody has."""
+    kernel = CellsKernel()
+
+    @kernel.cell
+    async def crash(cell: ts.Cell) -> None:
+        async def fail() -> None:
+            raise ZeroDivisionError("in a system task")
+
+        trio.lowlevel.spawn_system_task(fail)
+        await trio.sleep_forever()
+
+    async with served(kernel) as at:
+        subshell_id = await at.client.create_subshell()
+        cell = at.client.execute_soon("crash", subshell=subshell_id)
+        reply = (await cell.done()).content
+        assert reply["ename"] == "SubshellDied"
+        assert "its trio loop has crashed" in reply["evalue"]
+        assert types(cell) == ["execute_input", "error"]
+        await _gone(at, subshell_id)
+        assert (await at.client.execute("")).status == "ok"
+
+
 _COMPLETE = {"code": "a", "cursor_pos": 1}
 
 
