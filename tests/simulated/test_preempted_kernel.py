@@ -651,18 +651,20 @@ async def test_the_signal_is_told_to_who_waits_for_it(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the parent is a handle there")
+@pytest.mark.parametrize("told", [4321, 1234], ids=["the parent", "another one"])
 @explore_schedules(40, preempt=["trio_subshells.kernel._parent"])
 async def test_the_end_of_the_parent_is_noticed_however_early(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, told: int
 ) -> None:
-    """It may have come before anybody has looked who that is."""
+    """It may have come before anybody has looked who that is. A script may be in between."""
     parent = 4321
-    monkeypatch.setenv(VARIABLE, str(parent))
+    monkeypatch.setenv(VARIABLE, str(told))
     monkeypatch.setattr(_parent.os, "getppid", lambda: parent)
 
     async def waits() -> None:
         with trio.fail_after(60):
             await parent_death()
+        assert parent == 1
 
     async def ends() -> None:
         nonlocal parent
