@@ -53,6 +53,36 @@ async def test_a_subshell_that_dies_answers_everything() -> None:
         await check(client)
 
 
+@explore_schedules(40)
+async def test_what_a_cell_raises_as_its_subshell_dies_is_not_its_answer() -> None:
+    """Together with that it has been cancelled."""
+    dies, begun = Flag(), Flag()
+    words = Dying(dies)
+
+    @words.cell
+    async def fails_at_its_end(cell: ts.Cell) -> None:
+        async def fails() -> None:
+            try:
+                begun.set()
+                await trio.sleep_forever()
+            finally:
+                raise KeyError("at its end")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails)
+            nursery.start_soon(trio.sleep_forever)
+
+    async with simulated_kernel(words) as kernel:
+        subshell = await kernel.create_subshell()
+        cell = kernel.client.execute_soon("fails_at_its_end", subshell=subshell)
+        await begun.wait()
+        dies.set()
+        reply = (await cell.done()).content
+        assert reply["ename"] == "SubshellDied"
+        assert "ValueError: as was wanted" in reply["evalue"]
+        await check(kernel.client)
+
+
 @explore_schedules(100)
 async def test_what_is_no_more_owes_nothing() -> None:
     """Whoever is told that there is no such subshell."""
