@@ -271,6 +271,33 @@ async def test_cells_use_subshells_of_their_own_kernel(kernel: CellsKernel) -> N
         assert exchange.text() == "from False\n" * 2
 
 
+async def test_what_other_requests_execute_is_no_output_of_the_cell_before_them() -> None:
+    class Completing(CellsKernel):
+        async def complete(self, request: ts.CompleteRequest) -> ts.Completion:
+            async with ts.spawn_subshell() as subshell:
+                await subshell.execute("speak")
+            return ts.Completion([], 0, 0)
+
+    kernel = Completing()
+
+    @kernel.cell
+    def speak(cell: ts.Cell) -> None:
+        cell.stdout("spoken\n")
+
+    @kernel.cell
+    def fail(cell: ts.Cell) -> None:
+        raise ZeroDivisionError
+
+    async with served(kernel) as at:
+        for code in ("speak", "fail"):
+            cell = at.client.execute_soon(code)
+            await cell.done()
+            count = len(cell.published)
+            completion = at.client.request("complete_request", {"code": "", "cursor_pos": 0})
+            assert (await completion.done()).status == "ok"
+            assert len(cell.published) == count
+
+
 async def test_an_interrupt_of_such_a_cell_leaves_no_subshell(kernel: CellsKernel) -> None:
     @kernel.cell
     async def outer(cell: ts.Cell) -> None:

@@ -587,3 +587,32 @@ async def test_who_leaves_by_force_leaves_though_all_else_is_cancelled(seconds: 
         assert done == list(zip(steps, [(), (0,), (), (1,)], strict=True))
         assert times[0] == begun
         assert times[1] >= begun + _main.LAST_WORDS
+
+
+@explore_schedules(60)
+async def test_who_has_come_early_is_told_that_the_start_has_failed() -> None:
+    """What it asks has not only been aborted: there will be no kernel."""
+    network = Network(the_simulation())
+
+    class Failing(SlowToStart):
+        @asynccontextmanager
+        async def lifespan(self, kernel: ts.RunningKernel) -> AsyncIterator[None]:
+            async with super().lifespan(kernel):
+                raise ValueError("as was wanted")
+                yield
+
+    words = Failing()
+
+    async def serve_until_it_fails() -> None:
+        with pytest.raises(ValueError, match="as was wanted"):
+            await starting.serve(words, network)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_until_it_fails)
+        await words.starting.wait()
+        async with early_client(network) as client:
+            cells = [client.execute_soon("say") for _ in range(2)]
+            await client.request("kernel_info_request").reply()  # now they have come
+            words.started.set()
+            for cell in cells:
+                assert (await cell.done()).ename == "KernelDied"
