@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -109,6 +110,41 @@ async def test_where_it_is_ignored_it_still_is() -> None:
     with Terminator().installed():
         assert signal.getsignal(NUMBER) is signal.SIG_IGN
         assert _wakeup_descriptor() == trios
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of forks beside threads
+async def test_what_a_forked_child_handles_is_its_own_business() -> None:
+    """C code writes its number to the descriptor, and that would be its parent's."""
+    terminator = Terminator(lambda: None)
+    with trio.fail_after(HANG), terminator.installed():
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(HANG)
+            signal.signal(NUMBER, lambda *_: os._exit(0))
+            signal.raise_signal(NUMBER)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        signal.raise_signal(NUMBER)
+        await terminator.wait()
+    assert terminator._bytes == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+async def test_who_forks_when_no_kernel_runs_any_more_keeps_their_mask() -> None:
+    def fork() -> None:
+        _terminate._before_fork()
+        _terminate._after_fork_in_parent()
+
+    with Terminator().installed():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        fork()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1}) == before
+    try:
+        fork()
+        assert signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def test_a_kernel_in_another_program_leaves_its_signals_alone() -> None:
