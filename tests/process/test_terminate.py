@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 from subprocess import TimeoutExpired
 
 import pytest
@@ -54,7 +55,12 @@ def test_a_call_that_never_returns_doesn_t_keep_the_kernel(
     assert cell.error()["ename"] == "KernelShutdown"
 
 
-def test_a_second_one_ends_it_at_once(client: Client, kernel: Kernel) -> None:
+def test_a_second_one_ends_it_at_once(client: Client, kernel: Kernel, tmp_path: Path) -> None:
+    """And doesn't run what is registered to be run at the end, which may take as long as it likes."""
+    path = tmp_path / "run at the end"
+    client.execute(
+        f"import atexit, pathlib; atexit.register(pathlib.Path({str(path)!r}).touch)"
+    ).ok()
     client.execute(CALL).wait_published("stream", "in")
     subshell = client.create_subshell()
     _terminate(kernel)
@@ -66,6 +72,7 @@ def test_a_second_one_ends_it_at_once(client: Client, kernel: Kernel) -> None:
         with suppress(TimeoutExpired):
             kernel.process.wait(0.2)
     assert kernel.wait() == 128 + signal.SIGTERM
+    assert not path.exists()
 
 
 def test_the_handler_of_a_cell_takes_its_place(client: Client, kernel: Kernel) -> None:
