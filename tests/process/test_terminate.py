@@ -56,7 +56,7 @@ def test_a_call_that_never_returns_doesn_t_keep_the_kernel(
 
 
 def test_a_second_one_ends_it_at_once(client: Client, kernel: Kernel, tmp_path: Path) -> None:
-    """And doesn't run what is registered to be run at the end, which may take as long as it likes."""
+    """And runs nothing that is registered for the end, which may take as long as it likes."""
     path = tmp_path / "run at the end"
     client.execute(
         f"import atexit, pathlib; atexit.register(pathlib.Path({str(path)!r}).touch)"
