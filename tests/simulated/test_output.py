@@ -69,11 +69,16 @@ async def test_what_has_begun_is_seen_though_the_kernel_is_flooded() -> None:
     async with simulated_kernel(words) as kernel:
         client = kernel.client
         kernel.faults.fill_mailbox("iopub")
-        for subshell in (None, await kernel.create_subshell()):
-            cell = client.execute_soon("begins", subshell=subshell)
+        cells = [
+            client.execute_soon("begins", subshell=subshell)
+            for subshell in (None, await kernel.create_subshell())
+        ]
+        for cell in cells:
             await cell.output("stream")
             assert cell.text() == "begun"
         assert (await kernel.interrupt()).status == "ok"
+        for cell in cells:
+            assert (await cell.done()).ename == "KeyboardInterrupt"  # it was still waiting
         await check(client)
 
 
