@@ -390,6 +390,7 @@ async def test_a_request_that_comes_when_its_subshell_is_ending_is_aborted() -> 
         assert (await complete.done()).status == "aborted"
         assert types(execute) == []
         subshell._life.ref.cancel()
+        assert (await subshell._life.ref.watch()).error is None  # it has not died of them
 
 
 # -------------------------------------------------------------------- the other requests' defaults
