@@ -119,6 +119,50 @@ async def test_what_was_not_told_is_told_at_the_end(
     ]
 
 
+async def test_what_was_dropped_several_at_a_time_is_told_to_the_last(log: list[str]) -> None:
+    """A client that was disconnected, say, has lost all that waited for it."""
+    drops = Drops()
+    drops.add("iopub", UNREAD, "detail", 5)
+    assert log == ["dropped a message on the iopub channel: detail"]
+    drops._sum_up()
+    assert log[1:] == [
+        "dropped 4 more message(s) on the iopub channel (not_read), 5 in all; the last: detail"
+    ]
+
+
+async def test_each_channel_is_summed_up_whatever_is_to_be_said_of_the_others(
+    log: list[str],
+) -> None:
+    drops = Drops()
+    for channel, times in (("shell", 1), ("control", 3), ("stdin", 1), ("iopub", 2)):
+        for _ in range(times):
+            drops.add(channel, BAD, "")
+    told = len(log)
+    drops._sum_up()
+    assert [line.partition(" (bad")[0] for line in log[told:]] == [
+        "dropped 2 more message(s) on the control channel",
+        "dropped 1 more message(s) on the iopub channel",
+    ]
+
+
+async def test_after_a_quiet_while_it_is_told_as_soon_as_at_first(
+    log: list[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    """Quiet for longer than the pause that it has come to, however short that still is."""
+    drops = Drops()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drops.tell)
+        for _ in range(10 * int(SUMMARY_INTERVAL)):
+            drops.add("shell", BAD, "")
+            await trio.sleep(1)
+        await trio.sleep(40 * SUMMARY_INTERVAL)
+        told = len(log)
+        drops.add("shell", BAD, "again")
+        await trio.sleep(1.5 * SUMMARY_INTERVAL)
+        assert len(log) == told + 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_nothing_wakes_up_while_nothing_is_dropped(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

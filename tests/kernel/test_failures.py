@@ -72,6 +72,29 @@ def test_the_first_of_each_kind_is_told_in_full(log: list[logging.LogRecord]) ->
     assert len(log) == 5
 
 
+def test_what_fails_at_another_line_is_another_kind_however_deep_that_is(
+    log: list[logging.LogRecord],
+) -> None:
+    def handler(which: int) -> None:
+        parse(which)
+
+    def parse(which: int) -> None:
+        if which == 0:
+            raise ValueError("at one line")
+        raise ValueError("at another")
+
+    failures = Failures()
+    for which in (0, 1, 0, 1):
+        try:
+            handler(which)
+        except ValueError as error:
+            failures.add("a comm_msg", error)
+    told = [str(each.exc_info[1]) for each in log if each.exc_info]
+    assert told == ["at one line", "at another"]
+    failures._sum_up()
+    assert [line.count("1 more time(s), 2 in all") for line in summed_up(log)] == [1, 1]
+
+
 async def test_those_that_follow_are_a_line_for_each_interval(
     log: list[logging.LogRecord], autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -135,6 +135,12 @@ def test_a_task_of_another_thread_is_woken_and_has_time_to_close() -> None:
                 await socket.send([b"to", b"nobody"])
             with pytest.raises(trio.BrokenResourceError):
                 socket.bind("inproc://late")
+            with pytest.raises(trio.BrokenResourceError):
+                socket.set(zmq.ROUTER_MANDATORY, 1)
+            with pytest.raises(trio.BrokenResourceError):
+                socket.get(zmq.TYPE)
+            with pytest.raises(trio.BrokenResourceError):
+                socket.receive_nowait()
 
     async def tell_when_blocked() -> None:
         await trio.testing.wait_all_tasks_blocked()

@@ -87,6 +87,21 @@ async def test_unbinding_removes_it(context: Context, directory: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
+async def test_one_socket_listens_at_several_addresses(context: Context, directory: Path) -> None:
+    """What the file's listener was, the next address's isn't."""
+    async with context.socket(zmq.ROUTER) as server:
+        urls = [
+            server.bind(url)
+            for url in (f"ipc://{directory}/a", "tcp://127.0.0.1:0", f"ipc://{directory}/b")
+        ]
+        for url in urls:
+            async with context.socket(zmq.DEALER) as client:
+                client.connect(url)
+                await client.send([url.encode()])
+                with trio.fail_after(60):
+                    assert (await server.receive())[1] == url.encode()
+
+
 async def test_the_devices_remove_theirs(context: Context, directory: Path) -> None:
     async with (
         open_iopub_device(context, f"ipc://{directory}/iopub") as iopub,

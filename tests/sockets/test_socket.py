@@ -162,6 +162,28 @@ def test_an_address_in_use_is_named(context: Context) -> None:
         assert second.statistics().bound == ()
 
 
+def test_what_could_not_be_connected_is_not_said_to_be(context: Context) -> None:
+    with context.socket(zmq.DEALER) as socket:
+        with pytest.raises(zmq.ZMQError, match="no-such-transport://there"):
+            socket.connect("no-such-transport://there")
+        assert socket.statistics().connected == ()
+
+
+def test_a_disconnect_undoes_all_connects_to_an_address(context: Context) -> None:
+    """As libzmq sees it."""
+    with context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as socket:
+        once, twice = [router.bind("tcp://127.0.0.1:0") for _ in range(2)]
+        for url in (twice, once, twice):
+            socket.connect(url)
+        assert socket.statistics().connected == (twice, once, twice)
+        socket.disconnect(twice)
+        assert socket.statistics().connected == (once,)
+        with pytest.raises(zmq.ZMQError):
+            socket.disconnect(twice)
+        socket.disconnect(once)
+        assert socket.statistics().connected == ()
+
+
 async def test_an_unroutable_message_is_an_error_on_a_mandatory_router(context: Context) -> None:
     with context.socket(zmq.ROUTER, router_mandatory=True) as router:
         with pytest.raises(zmq.ZMQError) as caught:
@@ -786,11 +808,18 @@ async def test_closing_by_a_cancelled_block_still_closes(context: Context) -> No
     assert context.statistics().sockets_open == ()
 
 
-async def test_what_was_sent_before_closing_arrives(context: Context) -> None:
+@pytest.mark.parametrize("failing", [False, True])
+async def test_what_was_sent_before_closing_arrives(context: Context, failing: bool) -> None:
+    """Whatever closes it: the last thing that somebody has to say may be what he fails of."""
     with context.socket(zmq.PULL) as pull, trio.fail_after(HANG):
         url = pull.bind("tcp://127.0.0.1:0")
-        with context.socket(zmq.PUSH, linger=HANG * 1000) as push:
+        with (
+            contextlib.suppress(ZeroDivisionError),
+            context.socket(zmq.PUSH, linger=HANG * 1000) as push,
+        ):
             push.connect(url)
             for number in range(100):
                 await push.send([b"%d" % number])
+            if failing:
+                raise ZeroDivisionError
         assert [(await pull.receive())[0] for _ in range(100)] == [b"%d" % n for n in range(100)]

@@ -163,10 +163,10 @@ class Socket(trio.abc.SendChannel[Sequence[bytes]], trio.abc.ReceiveChannel[list
         self._connected.append(url)
 
     def disconnect(self, url: str) -> None:
-        """Undo `connect`."""
+        """Undo `connect`; every one, if there were several to that address."""
         check_url(url)
         self._call(self._zmq.disconnect, url)
-        self._connected.remove(url)
+        self._connected = [each for each in self._connected if each != url]
 
     def set(self, option: int, value: int | bytes) -> None:
         """Set any socket option (``zmq.SUBSCRIBE``, ...). Most only matter before bind or connect.
