@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from socket import socket as OSSocket
+from socket import create_server
 
 import pytest
 import trio
@@ -821,8 +821,7 @@ async def test_what_was_sent_before_closing_arrives(context: Context) -> None:
 
 async def test_what_was_sent_before_something_failed_arrives(context: Context) -> None:
     """It may tell of what has failed. Who takes it is there when the socket has been closed."""
-    with OSSocket() as free:
-        free.bind(("127.0.0.1", 0))
+    with create_server(("127.0.0.1", 0)) as free:  # who listens there isn't ZMQ yet
         url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
         with (
             contextlib.suppress(ZeroDivisionError),

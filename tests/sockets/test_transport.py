@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import deque
@@ -62,9 +63,10 @@ async def test_a_ring_wakes_the_waiter(transport: InprocTransport, attached: boo
     bell.close()
 
 
+@pytest.mark.parametrize("heard", [True, False])
 @pytest.mark.parametrize("attached", [True, False])
 async def test_rings_before_the_wait_are_remembered_as_one(
-    transport: InprocTransport, attached: bool
+    transport: InprocTransport, attached: bool, heard: bool
 ) -> None:
     bell = transport.open_bell()
 
@@ -73,6 +75,8 @@ async def test_rings_before_the_wait_are_remembered_as_one(
             ring_attached(transport, bell, bell) if attached else bell.ring()
 
     in_a_thread(ring)
+    if heard:
+        await trio.testing.wait_all_tasks_blocked()  # the loop has done what it was asked to
     with trio.fail_after(HANG):
         await bell.wait()
     async with trio.open_nursery() as nursery:
@@ -262,6 +266,8 @@ async def test_everything_is_given_back(
         *others, last = bells
         for bell in others:
             bell.close()
+        # A ringer's own sockets are for its own thread to close.
+        assert len(context.statistics().sockets_open) == 2 + len(bells)
         last.ring()
         await last.wait()
         last.ring()
@@ -272,6 +278,51 @@ async def test_everything_is_given_back(
     with trio.fail_after(HANG):
         while count_descriptors() > before:
             await trio.lowlevel.checkpoint()
+
+
+async def test_each_thread_has_its_own_sockets_and_gives_back_its_own(
+    context: Context, transport: InprocTransport
+) -> None:
+    bell = transport.open_bell()
+    beside: list[int] = []
+
+    def ring_and_fail() -> None:
+        with contextlib.suppress(ZeroDivisionError), transport.attach():
+            bell.ring()
+            beside.append(len(bell._ringers))
+            raise ZeroDivisionError
+
+    with transport.attach(), trio.fail_after(HANG):
+        bell.ring()
+        await bell.wait()
+        in_a_thread(ring_and_fail)
+        await bell.wait()
+        assert beside == [2]
+        assert len(bell._ringers) == 1  # ours
+        assert len(context.statistics().sockets_open) == 2
+    assert not bell._ringers
+    bell.close()
+    assert context.statistics().sockets_open == ()
+
+
+async def test_who_rings_for_the_first_time_as_the_bell_is_closed_keeps_nothing_of_it(
+    context: Context, transport: InprocTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_ringer = InprocBell._add_ringer
+
+    def close_first(bell: InprocBell, ringer: _Ringer) -> None:
+        bell.close()
+        add_ringer(bell, ringer)
+
+    closed, other = transport.open_bell(), transport.open_bell()
+    with transport.attach(), trio.fail_after(HANG):
+        with monkeypatch.context() as patch:
+            patch.setattr(InprocBell, "_add_ringer", close_first)
+            closed.ring()
+        other.ring()
+        await other.wait()
+        assert len(context.statistics().sockets_open) == 2  # the other bell, and the way to it
+    other.close()
 
 
 async def test_attaching_twice_is_attaching_once(transport: InprocTransport) -> None:
