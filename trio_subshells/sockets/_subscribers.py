@@ -179,7 +179,12 @@ def _borrowed(descriptor: int) -> socket.socket:
     """A socket object for a descriptor of libzmq's: a duplicate, where there can be one."""
     if sys.platform == "win32":
         return socket.socket(fileno=descriptor)
-    return socket.socket(fileno=os.dup(descriptor))
+    duplicate = os.dup(descriptor)
+    try:
+        return socket.socket(fileno=duplicate)
+    except OSError:  # it isn't a socket's any more
+        os.close(duplicate)
+        raise
 
 
 def _return(borrowed: socket.socket) -> None:
