@@ -503,13 +503,23 @@ async def test_control_requests_under_way_are_bounded(monkeypatch: pytest.Monkey
             at.client.control_soon("delete_subshell_request", subshell_id=subshell_id, timeout=1e9)
             for _ in range(3)
         ]
-        refused = (await at.client.control("list_subshell_request")).content
-        assert refused["ename"] == "TooManyRequests"
+        for _ in range(3):  # which don't count any more when they have been refused
+            refused = (await at.client.control("list_subshell_request")).content
+            assert refused["ename"] == "TooManyRequests"
         go.set()
         for delete in deletes:
             await delete.done()
         listed = (await at.client.control("list_subshell_request")).content
         assert listed == {"status": "ok", "subshell_id": []}
+
+
+async def test_who_asks_too_much_can_still_shut_the_kernel_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with served(Willing()) as at:
+        monkeypatch.setattr(_control, "MOST_IN_PROGRESS", 0)
+        assert (await at.client.control("list_subshell_request")).ename == "TooManyRequests"
+        assert (await at.client.control("shutdown_request")).status == "ok"
 
 
 async def test_a_frame_that_is_larger_than_allowed_costs_its_sender_the_connection() -> None:

@@ -311,6 +311,20 @@ async def test_a_signal_that_comes_as_a_kernel_ends_does_nothing() -> None:
 
 
 @explore_schedules(40)
+async def test_a_signal_in_vain_ends_no_kernel() -> None:
+    """Nobody waits for an answer; that it has come to nothing is no failure of the kernel's."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        stuck = client.execute_soon("stick 20")
+        await stuck.output("execute_input")
+        kernel.running.interrupt_soon()
+        await trio.sleep(INTERRUPT_TIMEOUT + 1)
+        subshell = await kernel.create_subshell()
+        assert (await client.execute("say", subshell=subshell)).status == "ok"
+        await check(client)
+
+
+@explore_schedules(40)
 async def test_who_interrupts_in_vain_is_told_so_and_not_struck() -> None:
     """What the cell is to be struck by waits in its own thread, for the call that it is in."""
     async with simulated_kernel(WordsKernel()) as kernel:

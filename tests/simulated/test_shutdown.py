@@ -218,12 +218,20 @@ async def test_a_kernel_that_has_failed_has_failed_though_it_is_shut_down_then()
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_until_it_fails)
         async with early_client(network) as client:
-            cell = client.execute_soon("stick 60", subshell=await client.create_subshell())
-            await cell.output("execute_input")
+            subshells = [await client.create_subshell() for _ in range(2)]
+            cells = [client.execute_soon("stick 60", subshell=each) for each in subshells]
+            for cell in cells:
+                await cell.output("execute_input")
+            deleting = client.control_soon(
+                "delete_subshell_request", subshell_id=subshells[1], timeout=1000
+            )
+            await deleting.busy()
             network.routers["shell"].inbox.put(None)  # what no socket ever gives
             await trio.sleep(1)
             client.control_soon("shutdown_request", restart=False)
-            assert (await cell.done()).ename == "KernelDied"
+            assert (await cells[0].done()).ename == "KernelDied"
+            assert (await cells[1].done()).ename == "SubshellDeleted"  # that came first
+            assert (await deleting.done()).ename == "KernelDied"
     assert statuses == [1]
 
 
@@ -457,6 +465,32 @@ async def test_what_is_in_progress_is_answered_before_the_shutdown() -> None:
             assert answered_before(client, each, stopping)
             # All was ended in time: so what became of it is known.
             assert (await each.reply()).ename in {None, "UnknownSubshell", "RuntimeError"}
+
+
+@explore_schedules(60, lag=0)
+async def test_a_shutdown_waits_for_answers_no_longer_than_until_they_are_given() -> None:
+    """Also for those that are errors."""
+    begun = Flag()
+
+    class NeverSetUp(WordsKernel):
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+            if not info.is_main:
+                begun.set()
+                await trio.sleep_forever()
+            yield
+
+    async with simulated_kernel(NeverSetUp()) as kernel:
+        client = kernel.client
+        creating = client.control_soon("create_subshell_request")
+        await begun.wait()
+        before = trio.current_time()
+        stopping = client.control_soon("shutdown_request", restart=False)
+        assert (await stopping.done()).status == "ok"
+        assert trio.current_time() - before < SHUTDOWN_TIMEOUT
+        await kernel.wait_closed()
+        assert (await creating.done()).ename == "RuntimeError"
+        await check(client)
 
 
 @explore_schedules(60)

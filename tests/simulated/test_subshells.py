@@ -120,15 +120,17 @@ async def test_however_much_waits_for_a_subshell_all_of_it_is_answered(host: Hos
         await check(client)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["main", "subshell"])
 @explore_schedules(2, max_steps=100_000)
-async def test_however_much_is_aborted_at_a_time_all_of_it_is_answered() -> None:
+async def test_however_much_is_aborted_at_a_time_all_of_it_is_answered(elsewhere: bool) -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
         client = kernel.client
-        busy = client.execute_soon("block")
+        subshell = await kernel.create_subshell() if elsewhere else None
+        busy = client.execute_soon("block", subshell=subshell)
         await busy.output("execute_input")
-        queued = [client.execute_soon("on") for _ in range(1100)]
+        queued = [client.execute_soon("on", subshell=subshell) for _ in range(1100)]
         await client.request("kernel_info_request").reply()
-        assert (await kernel.interrupt()).status == "ok"
+        assert (await kernel.interrupt(subshell)).status == "ok"
         for cell in queued:
             await cell.done()
         await check(client)
