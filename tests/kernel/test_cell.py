@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -28,7 +29,10 @@ async def test_every_way_to_publish() -> None:
         cell.stdout("out\n")
         cell.stderr("err\n")
         cell.display({"text/plain": "shown"}, metadata={"m": 1}, display_id="d", buffers=[b"x"])
-        cell.update_display({"text/plain": "changed"}, display_id="d")
+        cell.update_display(
+            {"text/plain": "changed"}, metadata={"m": 3}, display_id="d", buffers=[b"y"]
+        )
+        cell.display({"text/plain": "nameless"})
         cell.clear_output(wait=True)
         cell.result({"text/plain": "result"}, display_id="r")
         cell.publish("my_message", {"mine": 1}, metadata={"m": 2})
@@ -49,9 +53,13 @@ async def test_every_way_to_publish() -> None:
             "update_display_data",
             {
                 "data": {"text/plain": "changed"},
-                "metadata": {},
+                "metadata": {"m": 3},
                 "transient": {"display_id": "d"},
             },
+        ),
+        (
+            "display_data",
+            {"data": {"text/plain": "nameless"}, "metadata": {}, "transient": {}},
         ),
         ("clear_output", {"wait": True}),
         (
@@ -67,6 +75,7 @@ async def test_every_way_to_publish() -> None:
     ]
     display = await exchange.output("display_data")
     assert display.buffers == (b"x",)
+    assert (await exchange.output("update_display_data")).buffers == (b"y",)
     assert (await exchange.output("my_message")).metadata == {"m": 2}
 
 
@@ -79,6 +88,8 @@ async def test_what_a_cell_is_told() -> None:
     assert (cell.silent, cell.store_history, cell.allow_stdin) == (False, False, False)
     assert cell.subshell == ts.SubshellInfo(None)
     assert "cell" in repr(cell)
+    await executed(seen.append, silent=True, store_history=True)
+    assert (seen[1].silent, seen[1].store_history) == (True, False)  # as the protocol wants it
 
 
 async def test_the_payload_goes_with_the_reply() -> None:
@@ -131,6 +142,25 @@ async def test_a_canceller_ends_a_call_that_nothing_else_can() -> None:
         content = (await exchange.done()).content
         assert content["ename"] == "SubshellDeleted"
         assert "the query was stopped" in "".join(content["traceback"])
+
+
+async def test_a_canceller_is_not_called_when_what_it_ends_has_failed() -> None:
+    kernel = CellsKernel()
+    called: list[None] = []
+
+    @kernel.cell
+    async def query(cell: ts.Cell) -> None:
+        with suppress(OSError), cell.on_cancel(lambda: called.append(None)):
+            raise OSError("there is no such table")
+        cell.stdout("and on it goes\n")
+        await trio.sleep_forever()
+
+    async with served(kernel) as at:
+        exchange = at.client.execute_soon("query")
+        await exchange.output("stream")
+        await at.client.control("interrupt_request")
+        assert (await exchange.done()).ename == "KeyboardInterrupt"
+    assert not called
 
 
 async def test_an_interrupt_in_a_loop_that_prints_strikes_between_prints() -> None:

@@ -15,7 +15,13 @@ class Asking(CellsKernel):
 
     def __init__(self) -> None:
         super().__init__()
-        for function in (self.ask, self.ask_secretly, self.ask_blocking, self.ask_twice):
+        for function in (
+            self.ask,
+            self.ask_secretly,
+            self.ask_blocking,
+            self.ask_blocking_secretly,
+            self.ask_twice,
+        ):
             self.functions[function.__name__] = function
 
     async def ask(self, cell: ts.Cell) -> None:
@@ -26,6 +32,9 @@ class Asking(CellsKernel):
 
     def ask_blocking(self, cell: ts.Cell) -> None:
         cell.stdout(cell.blocking_input("blocking?"))
+
+    def ask_blocking_secretly(self, cell: ts.Cell) -> None:
+        cell.stdout(cell.blocking_input("secret?", password=True))
 
     async def ask_twice(self, cell: ts.Cell) -> None:
         async def one(prompt: str) -> None:
@@ -56,11 +65,16 @@ async def test_a_prompt_and_its_answer(
     assert exchange.text() == "the answer"
 
 
-async def test_code_that_cant_await_asks_too() -> None:
+@pytest.mark.parametrize(
+    ("code", "password"), [("ask_blocking", False), ("ask_blocking_secretly", True)]
+)
+async def test_code_that_cant_await_asks_too(code: str, password: bool) -> None:
     async with served(Asking()) as at:
         subshell_id = await at.client.create_subshell()
-        exchange = at.client.execute_soon("ask_blocking", subshell=subshell_id)
-        at.client.answer(await at.client.prompt(), "the answer", parent=False)
+        exchange = at.client.execute_soon(code, subshell=subshell_id)
+        request = await at.client.prompt()
+        assert request.content["password"] is password
+        at.client.answer(request, "the answer", parent=False)
         assert (await exchange.done()).status == "ok"
     assert exchange.text() == "the answer"
 
@@ -76,7 +90,10 @@ async def test_what_was_written_before_the_prompt_is_sent_before_it() -> None:
     async with served(kernel) as at:
         exchange = at.client.execute_soon("write_and_ask")
         request = await at.client.prompt()
-        assert (await exchange.output("stream")).content["text"] == "a question:"
+        written = await exchange.output("stream")
+        assert written.content["text"] == "a question:"
+        # They come by two sockets; but the kernel has said the one before the other.
+        assert written.header.date <= request.header.date
         at.client.answer(request, "")
         await exchange.done()
 
@@ -168,10 +185,11 @@ async def test_an_answer_without_a_parent_passes_over_a_prompt_that_was_withdraw
     assert exchange.text() == "the answer"
 
 
-@pytest.mark.parametrize("code", ["ask", "ask_secretly", "ask_blocking"])
+@pytest.mark.parametrize("code", ["ask", "ask_secretly", "ask_blocking", "ask_blocking_secretly"])
 async def test_a_client_that_cant_answer_isnt_asked(code: str) -> None:
     async with served(Asking()) as at:
-        content = (await at.client.execute(code, allow_stdin=False)).content
+        subshell_id = await at.client.create_subshell()
+        content = (await at.client.execute(code, allow_stdin=False, subshell=subshell_id)).content
         assert content["ename"] == "InputNotAllowed"
         with pytest.raises(trio.WouldBlock):
             at.client._prompts.receive_nowait()
