@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
 import pytest
+import trio
 
-from trio_subshells.testing import check_protocol, explore, simulated_kernel
+import trio_subshells as ts
+from trio_subshells.testing import check_protocol, explore, explore_schedules, simulated_kernel
 
+from .kernels import Flag, WordsKernel, check, compute
 from .programs import ProgramKernel
 
 
@@ -46,3 +52,37 @@ def test_what_computes_is_struck(how: str, in_subshell: bool) -> None:
             check_protocol(kernel.client)
 
     explore(body, schedules=60)
+
+
+class NurseryKernel(WordsKernel):
+    """A subshell's state is a nursery, whose tasks outlive the cells that start them."""
+
+    @asynccontextmanager
+    async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[trio.Nursery]:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+            nursery.cancel_scope.cancel()
+
+
+@explore_schedules(40)
+async def test_what_goes_on_computing_is_struck_until_it_ends() -> None:
+    words = NurseryKernel()
+    computing = Flag()
+
+    async def task() -> None:
+        await trio.sleep(1)
+        computing.set()
+        for _ in range(4):
+            with suppress(KeyboardInterrupt):
+                compute()
+
+    @words.cell
+    def leaves(cell: ts.Cell) -> None:
+        cell.state.start_soon(task)
+
+    async with simulated_kernel(words) as kernel:
+        subshell = await kernel.create_subshell()
+        assert (await kernel.client.execute("leaves", subshell=subshell)).status == "ok"
+        await computing.wait()
+        assert (await kernel.delete_subshell(subshell)).status == "ok"
+        await check(kernel.client)

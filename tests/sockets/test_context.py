@@ -12,7 +12,7 @@ import pytest
 import trio
 import zmq
 
-from trio_subshells.sockets import Context, SocketsLeftOpenError, _context, open_context
+from trio_subshells.sockets import Context, Socket, SocketsLeftOpenError, _context, open_context
 
 
 def test_it_knows_what_is_open(context: Context) -> None:
@@ -155,6 +155,40 @@ def test_a_task_of_another_thread_is_woken_and_has_time_to_close() -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert errors == ["the context of the socket 'elsewhere' has ended"]
+
+
+def test_who_waits_is_told_though_another_task_is_the_first_to_hear_of_it() -> None:
+    """The descriptor says it once; whoever operates on the socket may be the one to hear it."""
+    context = Context()
+    waiting = threading.Event()
+    told: list[str] = []
+
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with (
+                context.socket(zmq.DEALER, name="shared") as socket,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(receive, socket)
+                await trio.testing.wait_all_tasks_blocked()
+                waiting.set()
+                with pytest.raises(trio.BrokenResourceError):
+                    while True:  # without a checkpoint: nobody looks at the descriptor meanwhile
+                        socket.get(zmq.EVENTS)
+
+    async def receive(socket: Socket) -> None:
+        try:
+            await socket.receive()
+        except trio.BrokenResourceError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=trio.run, args=(main,))
+    thread.start()
+    assert waiting.wait(60)
+    with pytest.raises(SocketsLeftOpenError):
+        context.close()
+    thread.join(60)
+    assert told == ["the context of the socket 'shared' has ended"]
 
 
 def test_who_does_not_close_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
