@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
@@ -134,6 +134,51 @@ def test_only_so_many_kinds_are_remembered(log: list[logging.LogRecord]) -> None
     assert len(log) == MOST_KINDS + 1
     failures.add("thing 0", fail(ValueError()))
     assert len(log) == MOST_KINDS + 2
+
+
+class UnspeakableError(Exception):
+    """Its text is code of the author's, which may do anything."""
+
+    def __init__(self, speak: Callable[[], str]) -> None:
+        super().__init__()
+        self._speak = speak
+
+    def __str__(self) -> str:
+        return self._speak()
+
+
+@pytest.mark.parametrize("worse", [ValueError, SystemExit, KeyboardInterrupt])
+def test_the_text_of_a_failure_may_fail(
+    log: list[logging.LogRecord], worse: type[BaseException]
+) -> None:
+    def speak() -> str:
+        raise worse
+
+    failures = Failures()
+    for _ in range(2):
+        failures.add("a comm_msg", fail(UnspeakableError(speak)))
+    failures._sum_up()
+    assert len(told_in_full(log)) == 1
+    (line,) = summed_up(log)
+    assert f"its text can't be had: {worse.__name__}" in line
+
+
+def test_the_text_of_a_failure_may_wait_for_another_one(log: list[logging.LogRecord]) -> None:
+    failures = Failures()
+
+    def speak() -> str:
+        other = threading.Thread(
+            target=failures.add, args=("a comm_open", fail(ValueError())), daemon=True
+        )
+        other.start()
+        other.join(30)
+        return "has waited" if not other.is_alive() else "has waited in vain"
+
+    for _ in range(2):
+        failures.add("a comm_msg", fail(UnspeakableError(speak)))
+    failures._sum_up()
+    assert not any("in vain" in line for line in summed_up(log))
+    assert len(told_in_full(log)) == 2
 
 
 def test_threads_fail_together(log: list[logging.LogRecord]) -> None:

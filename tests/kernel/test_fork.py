@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any
 
 import pytest
 import trio
 
 import trio_subshells as ts
+from trio_subshells.kernel._fork import _without_ours, write_own
 
 from .helpers import HANG, CellsKernel, served, types
 
@@ -74,6 +80,14 @@ def registers_a_canceller(cell: ts.Cell) -> None:
         pass
 
 
+def has_a_broken_stdout(cell: ts.Cell) -> None:
+    class Broken(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError("whoever has read it has gone")
+
+    sys.stdout = Broken()
+
+
 def starts_a_thread(cell: ts.Cell) -> None:
     may_end = threading.Event()
 
@@ -94,6 +108,7 @@ CHILDREN: dict[Callable[[ts.Cell], None], tuple[int, str, str]] = {
     fails_unspeakably: (1, "", "UnspeakableError"),
     asks: (0, "", ""),
     registers_a_canceller: (0, "", ""),
+    has_a_broken_stdout: (0, "", ""),
     starts_a_thread: (0, "late\n", ""),
 }
 
@@ -193,6 +208,122 @@ async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
     seen = capfd.readouterr()
     assert seen.out == ""
     assert seen.err.count("can't await") == seen.err.count("ValueError: no such number") == 2
+
+
+async def test_a_child_of_a_task_that_no_cell_started_ends_with_that_task(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The author's own task beside the cells: the kernel doesn't step it, and sees less of it."""
+    codes: dict[str, int] = {}
+
+    class Background(CellsKernel):
+        @asynccontextmanager
+        async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
+            if info.is_main:
+                yield
+                return
+            for task in (returns, fails, awaits):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(task)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cleans_up)
+                yield
+                nursery.cancel_scope.cancel()
+
+    async def returns() -> None:
+        pid = fork()
+        if pid:
+            codes["returns"] = wait_for(pid)
+
+    async def fails() -> None:
+        pid = fork()
+        if pid == 0:
+            raise ValueError("no such number")
+        codes["fails"] = wait_for(pid)
+
+    async def awaits() -> None:
+        pid = fork()
+        if pid == 0:
+            await trio.lowlevel.checkpoint()
+        codes["awaits"] = wait_for(pid)
+
+    async def cleans_up() -> None:
+        """That its nursery is cancelled already is no failure of the child's."""
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            pid = fork()
+            if pid == 0:
+                return
+            codes["cleans_up"] = wait_for(pid)
+            raise
+
+    async with served(Background()) as at:
+        subshell = await at.client.create_subshell()
+        assert codes == {"returns": 0, "fails": 1, "awaits": 1}
+        deleted = await at.client.control("delete_subshell_request", subshell_id=subshell)
+        assert deleted.status == "ok"
+        assert codes["cleans_up"] == 0
+    assert "can't await" in capfd.readouterr().err
+
+
+async def test_a_signal_for_a_child_does_not_wake_its_parent() -> None:
+    kernel = CellsKernel()
+    codes: list[int] = []
+
+    @kernel.cell
+    async def forks(cell: ts.Cell) -> None:
+        pid = fork()
+        if pid == 0:
+            os._exit(0 if signal.set_wakeup_fd(-1) == -1 else 1)
+        codes.append(wait_for(pid))
+
+    async with served(kernel) as at:
+        assert (await at.client.execute("forks")).status == "ok"
+    assert codes == [0]
+
+
+def test_what_a_child_writes_is_all_written_however_little_goes_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[tuple[int, bytes]] = []
+
+    def write(descriptor: int, data: bytes) -> int:
+        written.append((descriptor, data[:3]))
+        return len(data[:3])
+
+    monkeypatch.setattr(os, "write", write)
+    write_own("stderr", "last words")
+    assert written == [(2, b"las"), (2, b"t w"), (2, b"ord"), (2, b"s")]
+
+
+def test_a_module_that_is_called_like_the_kernels_is_still_the_users() -> None:
+    """Of a child's traceback, only the frames down to the user's first are left out."""
+
+    def traceback_through(*modules: str) -> TracebackType | None:
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        call: Callable[[], None] = fail
+        for module in reversed(modules):
+            namespace: dict[str, Any] = {"__name__": module, "call": call}
+            exec("def calls():\n    call()", namespace)
+            call = namespace["calls"]
+        with pytest.raises(ZeroDivisionError) as raised:
+            call()
+        assert raised.value.__traceback__ is not None
+        return raised.value.__traceback__.tb_next  # without this one
+
+    def first_of(traceback: TracebackType | None) -> str:
+        left = _without_ours(traceback)
+        assert left is not None
+        return str(left.tb_frame.f_globals["__name__"])
+
+    ours = ("trio_subshells", "trio_subshells.kernel._guard")
+    assert first_of(traceback_through(*ours, "users", *ours)) == "users"
+    assert first_of(traceback_through(*ours, "trio_subshells_demo", "users")) == (
+        "trio_subshells_demo"
+    )
 
 
 async def test_a_child_can_be_interrupted_by_itself() -> None:

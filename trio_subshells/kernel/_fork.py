@@ -8,8 +8,9 @@ with these, its parent would feel it. The child's own code may run as long as it
 - what it publishes goes nowhere, save for text, which goes to its own output (`write_own`);
 - at the end of its cell, by returning or by raising, it exits (`leave_child`), where otherwise the
   stack would unwind through our loop, and the child would answer its parent's client. `_guard` sees
-  to that for a cell's own code, `_Watch` for the tasks that a cell has started. (An author's
-  `Kernel.execute` may do it nearer to the user's code.) A thread of the user's is his own business.
+  to that for a cell's own code and the tasks that it starts, `_Watch` for other tasks of an
+  author's. (`Kernel.execute` may do it nearer to the user's code.) A thread of the user's is his
+  own business.
 - awaiting means to leave that code for the loop, so a child that awaits exits, too: it says why.
 
 Handlers of `atexit` are its parent's, and don't run. What `multiprocessing` forks exits by itself,
