@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from trio_subshells.kernel import _channels
-from trio_subshells.kernel._channels import LARGE_MESSAGE, ClientSocket
+from trio_subshells.kernel._channels import LARGE_MESSAGE, ClientSocket, shown
 from trio_subshells.kernel._drops import Drops
 from trio_subshells.wire import Receiver, WireSession
 
@@ -80,6 +80,12 @@ async def test_a_dropped_message_is_not_kept(
         with trio.fail_after(60):
             await gone.wait()
         nursery.cancel_scope.cancel()
+
+
+def test_of_what_a_client_has_sent_the_beginning_is_shown() -> None:
+    """For that is where it says what it is."""
+    assert shown("x" * 60) == repr("x" * 60)
+    assert shown("its beginning" + "\n" * 1000) == repr("its beginning" + "\n" * 47 + "...")
 
 
 class Flood(OneMessage):

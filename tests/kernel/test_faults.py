@@ -23,6 +23,7 @@ import trio
 import trio_subshells as ts
 from trio_subshells.actors import ActorTerminated, Host, TaskHost, ThreadHost
 from trio_subshells.kernel import SubshellState, _control, _shell, open_kernel
+from trio_subshells.kernel._faults import ends_the_kernel, without_cancelled
 from trio_subshells.sockets._ledger import start_lending
 from trio_subshells.testing import Client
 from trio_subshells.wire import ConnectionInfo
@@ -66,6 +67,62 @@ async def test_at_each_await_point(victim: str, host: Host, quiet: None) -> None
                 raise
             raised += faults.raised
     assert raised >= len(passed) / 2  # where exactly it waits differs a little from run to run
+
+
+# -------------------------------------------------------------------------------- what has failed
+
+
+class Fails(Exception):
+    """Something has failed."""
+
+
+async def cancelled() -> trio.Cancelled:
+    """One of trio's, which nobody else can make."""
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await trio.lowlevel.checkpoint()
+        except trio.Cancelled as error:
+            caught = error
+            raise
+    return caught
+
+
+async def test_a_failure_is_told_without_what_came_with_it() -> None:
+    """It arrives in a group for each nursery that it has come through, with what was cancelled."""
+    one, other, nothing = Fails("one"), Fails("other"), await cancelled()
+
+    def group(*errors: BaseException) -> BaseException:
+        return BaseExceptionGroup("of a nursery", errors)
+
+    assert without_cancelled(one) is one
+    assert without_cancelled(group(one)) is one
+    assert without_cancelled(group(group(group(one)))) is one
+    assert without_cancelled(group(nothing, group(nothing, group(one), nothing))) is one
+    assert without_cancelled(nothing) is None
+    assert without_cancelled(group(nothing, group(nothing))) is None
+    both = without_cancelled(group(group(one, nothing), other))
+    assert isinstance(both, ExceptionGroup)
+    assert both.subgroup(Fails) is not None
+    assert both.subgroup(trio.Cancelled) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (Fails("of the text"), ["the kernel ends, as somebody has failed: Fails: of the text"]),
+        (ExceptionGroup("", [Fails()]), ["the kernel ends, as somebody has failed: Fails"]),
+        (ActorTerminated("an echo of another one's failure"), []),
+    ],
+    ids=["failure", "group", "echo"],
+)
+def test_a_failure_is_told_at_once_and_goes_on(
+    error: Exception, lines: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(type(error)) as raised, ends_the_kernel("somebody"):
+        raise error
+    assert raised.value is error
+    assert [each.getMessage() for each in caplog.records if each.levelno > logging.DEBUG] == lines
 
 
 # ------------------------------------------------------------------------------ a subshell's death
