@@ -69,6 +69,18 @@ async def test_what_is_stuck_is_given_up() -> None:
         await check(kernel.client)
 
 
+@explore_schedules(40)
+async def test_a_cell_has_all_the_time_to_end_that_it_is_given_after_its_timeout() -> None:
+    """However long that was: who returns in time isn't given up."""
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        late = client.execute_soon("stick 12", timeout=10, stop_on_error=False)
+        next_one = client.execute_soon("say")
+        assert (await late.done()).ename == "CellTimeout"
+        assert (await next_one.done()).status == "ok"
+        await check(client)
+
+
 @explore_schedules(60, lag=0)
 async def test_what_has_come_before_a_cell_is_given_up_is_aborted() -> None:
     """As it would be by a cell that fails; what comes later is told that the shell is occupied."""
