@@ -26,6 +26,7 @@ from trio_subshells.testing._network import Network
 
 from . import starting
 from .kernels import Flag, WordsKernel, answered_before, check, early_client, the_simulation
+from .programs import call_into_c
 from .starting import SlowMainShell, SlowToStart
 from .threads import some_steps
 
@@ -433,6 +434,44 @@ async def test_a_control_handler_that_fails_ends_who_waits_for_another_cell() ->
         kernel.client.control_soon("list_subshell_request")  # that it has something to do
         await cell.done()
     assert not said
+
+
+@explore_schedules(40)
+async def test_what_is_being_deleted_as_the_control_handler_fails_was_deleted() -> None:
+    """That it ends has its reason already, and its client is told no other."""
+    words = WordsKernel()
+
+    @words.cell
+    async def sticks(cell: ts.Cell) -> None:
+        call_into_c(1)
+        await trio.sleep_forever()
+
+    async with simulated_kernel(words) as kernel:
+        client = kernel.client
+        subshell = await kernel.create_subshell()
+        cell = client.execute_soon("sticks", subshell=subshell)
+        await cell.output("execute_input")
+        deleting = client.control_soon("delete_subshell_request", subshell_id=subshell)
+        await deleting.busy()
+        kernel.faults.fail_actor("control")
+        client.control_soon("list_subshell_request")  # that it has something to do
+        assert (await cell.done()).ename == "SubshellDeleted"
+
+
+@explore_schedules(60, lag=0)
+async def test_who_is_to_end_the_subshells_does_so_though_nobody_passes_on_their_answers() -> None:
+    async with simulated_kernel(WordsKernel()) as kernel:
+        client = kernel.client
+        cell = client.execute_soon("wait", subshell=await kernel.create_subshell())
+        await cell.output("execute_input")
+        await kernel.create_subshell()  # in which nothing runs
+        before = trio.current_time()
+        for actor in ("shell", "control"):
+            kernel.faults.fail_actor(actor)
+        client.request("kernel_info_request")
+        client.control_soon("list_subshell_request")
+        await kernel.wait_closed()
+        assert trio.current_time() - before < SHUTDOWN_TIMEOUT
 
 
 @explore_schedules(100)

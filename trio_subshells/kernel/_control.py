@@ -554,7 +554,8 @@ class ControlHandler(Actor):
             last: AbortPending | GiveUp = AbortPending(life.info.id)
             if deadline.cancelled_caught:
                 stuck.append(life.info.name)
-                last = GiveUp(life.info.id, _given_up(EndReason.DIED, life.info))
+                reason = life.guards.closed or EndReason.DIED
+                last = GiveUp(life.info.id, _given_up(reason, life.info))
             with suppress(ActorTerminated):
                 await self._shell.ask(last, timeout=math.inf)
 
