@@ -458,22 +458,6 @@ async def test_what_is_being_deleted_as_the_control_handler_fails_was_deleted() 
         assert (await cell.done()).ename == "SubshellDeleted"
 
 
-@explore_schedules(60, lag=0)
-async def test_who_is_to_end_the_subshells_does_so_though_nobody_passes_on_their_answers() -> None:
-    async with simulated_kernel(WordsKernel()) as kernel:
-        client = kernel.client
-        cell = client.execute_soon("wait", subshell=await kernel.create_subshell())
-        await cell.output("execute_input")
-        await kernel.create_subshell()  # in which nothing runs
-        before = trio.current_time()
-        for actor in ("shell", "control"):
-            kernel.faults.fail_actor(actor)
-        client.request("kernel_info_request")
-        client.control_soon("list_subshell_request")
-        await kernel.wait_closed()
-        assert trio.current_time() - before < SHUTDOWN_TIMEOUT
-
-
 @explore_schedules(100)
 async def test_what_is_in_progress_is_answered_before_the_shutdown() -> None:
     class SlowToSetUp(WordsKernel):

@@ -95,6 +95,8 @@ async def test_nowait(context: Context) -> None:
         with pytest.raises(trio.WouldBlock):
             left.send_nowait([b"no room"])
         assert drain(right) == [[b"%d" % i] for i in range(count)]
+        await left.send([b""])
+        assert right.receive_nowait() == [b""]  # a message of nothing is one
 
 
 async def test_send_and_receive_are_checkpoints_even_when_nothing_waits(context: Context) -> None:
@@ -268,14 +270,20 @@ async def test_the_provocation_is_real(context: Context, monkeypatch) -> None:
         nursery.cancel_scope.cancel()
 
 
+def fail_to_bind(socket: Socket) -> None:
+    with pytest.raises(zmq.ZMQError):
+        socket.bind("no-such-transport://here")
+
+
 @pytest.mark.parametrize(
     "operation",
     [
         lambda socket: socket.get(zmq.EVENTS),
         lambda socket: socket.bind("inproc://another"),
         lambda socket: socket.connect("inproc://another"),
+        lambda socket: fail_to_bind(socket),
     ],
-    ids=["get", "bind", "connect"],
+    ids=["get", "bind", "connect", "failing bind"],
 )
 async def test_no_other_operation_strands_a_message_either(context: Context, operation) -> None:
     left, right = pair(context)
@@ -753,6 +761,21 @@ async def test_closing_wakes_everybody_who_waits(context: Context) -> None:
             await trio.testing.wait_all_tasks_blocked()
             left.close()
     assert sorted(woken) == ["receive", "send", "send"]
+
+
+async def test_closing_wakes_a_sender_who_waits_alone(context: Context) -> None:
+    left, right = pair(context, sndhwm=1, rcvhwm=1)
+
+    async def send() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await left.send([b"no room"])
+
+    with left, right, trio.fail_after(HANG):
+        fill(left)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            left.close()
 
 
 async def test_closing_in_the_moment_of_waking_is_no_other_error(context: Context) -> None:

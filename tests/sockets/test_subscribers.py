@@ -373,6 +373,32 @@ async def test_who_looks_ends_with_the_block_whatever_that_ends_of() -> None:
     assert ended == ["failed", "cancelled"]
 
 
+async def test_who_is_called_as_he_stops_looking_looks_again(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, enough = 0, trio.Event()
+
+    async def watch(subscribers: Subscribers) -> None:
+        nonlocal looked
+        looked += 1
+        if looked < 20:
+            assert subscribers._ledger._alarm is not None
+            subscribers._ledger._alarm()  # as a publisher does, in its thread
+        else:
+            enough.set()
+
+    monkeypatch.setattr(Subscribers, "watch", watch)
+    xpub, _ = context._open_raw(zmq.SocketType.XPUB, "xpub", {"linger": 0})
+    try:
+        with trio.fail_after(HANG):
+            async with open_subscribers(
+                context, xpub, PATIENT, lambda *loss: None, lambda reason: None
+            ):
+                await enough.wait()
+    finally:
+        context._close_raw(xpub, 0)
+
+
 async def test_who_looks_may_be_the_first_to_see_the_end_of_the_context() -> None:
     async def look() -> None:
         raise trio.BrokenResourceError

@@ -109,6 +109,18 @@ async def test_waiting_is_a_checkpoint_even_when_it_has_rung(transport: InprocTr
     bell.close()
 
 
+async def test_a_wait_under_a_cancelled_scope_takes_no_ring(transport: InprocTransport) -> None:
+    bell = transport.open_bell()
+    in_a_thread(lambda: ring_attached(transport, bell))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await bell.wait()
+    assert scope.cancelled_caught
+    with trio.fail_after(HANG):
+        await bell.wait()
+    bell.close()
+
+
 async def test_a_cancelled_wait_loses_no_ring(transport: InprocTransport) -> None:
     bell = transport.open_bell()
     go, gone = threading.Semaphore(0), threading.Semaphore(0)
