@@ -281,7 +281,7 @@ def fail_to_bind(socket: Socket) -> None:
         lambda socket: socket.get(zmq.EVENTS),
         lambda socket: socket.bind("inproc://another"),
         lambda socket: socket.connect("inproc://another"),
-        lambda socket: fail_to_bind(socket),
+        fail_to_bind,
     ],
     ids=["get", "bind", "connect", "failing bind"],
 )
@@ -725,6 +725,25 @@ async def lose_the_peer_in_the_middle_of_a_message(context: Context) -> None:
         if refused:
             assert await new.receive() == [b"1", b"2", b"3"]
         assert await new.receive() == [b"4", b"5"]
+
+
+def test_what_is_refused_in_the_middle_is_given_up_to_its_last_frame(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What libzmq drops of a message it drops up to there, whatever message that is of."""
+    given: list[tuple[bytes, int]] = []
+
+    def refuse_the_second(frame: bytes, flags: int) -> None:
+        given.append((frame, flags))
+        if len(given) == 2:
+            raise zmq.Again
+
+    with context.socket(zmq.DEALER) as socket:
+        monkeypatch.setattr(socket, "_send_frame", refuse_the_second)
+        with pytest.raises(trio.WouldBlock):
+            socket.send_nowait([b"a", b"b", b"c", b"d"])
+    more, last = zmq.NOBLOCK | zmq.SNDMORE, zmq.NOBLOCK
+    assert given == [(b"a", more), (b"b", more), (b"c", more), (b"d", last)]
 
 
 async def test_a_peer_that_goes_in_the_middle_of_a_message_cuts_nothing(context: Context) -> None:
