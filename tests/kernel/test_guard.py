@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 
@@ -20,9 +21,11 @@ from trio_subshells.kernel._guard import (
     CellEnded,
     CellGuard,
     EndReason,
+    Exposure,
     SubshellGuards,
     ThrownInterrupt,
     _here,
+    checkpoint_if_ending,
     drive_tasks,
     exposed,
     protected,
@@ -137,6 +140,22 @@ async def test_a_closed_guard_starts_no_cell() -> None:
     assert not caught.value.started
 
 
+async def test_the_guards_of_a_subshell_are_closed_together() -> None:
+    guards = SubshellGuards()
+
+    async def look() -> None:
+        assert guards.running
+
+    for guard in guards:
+        await run(guard, look)
+        assert not guards.running
+    guards.close(EndReason.DELETED)
+    for guard in guards:
+        with pytest.raises(CellEnded) as caught:
+            await run(guard, look)
+        assert not caught.value.started
+
+
 # --------------------------------------------------------------------------------- cancelling
 
 
@@ -210,6 +229,29 @@ async def test_an_end_in_a_group_with_cancellations_is_the_reason() -> None:
     assert caught.value.reason is EndReason.INTERRUPTED
 
 
+async def test_a_loop_of_its_own_in_a_worker_thread_cancels_nothing_here() -> None:
+    """trio isn't thread-safe; what tells the cell's loop is the ladder."""
+    guard = CellGuard()
+
+    async def cell() -> str:
+        guard.begin_end(1, EndReason.INTERRUPTED)
+        await trio.to_thread.run_sync(trio.run, checkpoint_if_ending)
+        await trio.lowlevel.checkpoint()
+        return "not cancelled"
+
+    assert await run(guard, cell) == "not cancelled"
+
+
+async def test_what_a_cell_has_got_it_keeps_though_a_scope_of_its_own_is_cancelled() -> None:
+    async def cell() -> str:
+        with trio.CancelScope() as own:
+            own.cancel()
+            await checkpoint_if_ending()
+            return "kept"
+
+    assert await run(CellGuard(), cell) == "kept"
+
+
 async def test_every_watcher_hears_of_the_end() -> None:
     guard = CellGuard()
     first = second = None
@@ -241,6 +283,10 @@ async def test_cancellers_are_there_for_their_block_only() -> None:
         assert calls == ["a", "b"]
         assert guard.cancellers(guard.generation) == []
 
+        with suppress(ZeroDivisionError), guard.canceller(lambda: calls.append("c")):
+            raise ZeroDivisionError
+        assert guard.cancellers(guard.generation) == []
+
     await run(guard, work)
     assert guard.cancellers(guard.generation) == []
     for canceller in late:  # the ladder was held up: by now another cell may use the connection
@@ -269,6 +315,31 @@ async def test_the_block_of_a_canceller_is_not_left_while_that_is_called() -> No
 
     await run(guard, work)
     assert order == ["called", "left"]
+
+
+async def test_a_canceller_that_blocks_keeps_no_other_cell() -> None:
+    stuck, other = CellGuard(), CellGuard()
+    called, go_on = Flag(), Flag()
+
+    def stop() -> None:
+        called.set()
+        go_on.block()
+
+    def leave_another_block() -> None:
+        called.block()
+        with other.canceller(lambda: None):
+            pass
+        go_on.set()
+
+    async def work() -> None:
+        thread = threading.Thread(target=leave_another_block)
+        thread.start()
+        with stuck.canceller(stop):
+            (canceller,) = stuck.cancellers(1)
+            canceller()
+        thread.join(HANG)
+
+    await run(stuck, work)
 
 
 # ------------------------------------------------------------------------------------ striking
@@ -322,6 +393,99 @@ async def test_nothing_strikes_a_cell_that_awaits() -> None:
         nursery.start_soon(strike)
         await run_cell(guard, event.wait, raiser)
     assert raiser.strikes == 0
+
+
+async def test_a_protected_block_that_awaits_is_left_to_the_cancellation() -> None:
+    """What was to strike in it before is not raised when it ends, in the midst of cleaning up."""
+    guard, raiser = CellGuard(), NotedRaiser()
+
+    async def ask() -> str:
+        with protected():
+            assert not guard.strike(1)
+            await trio.lowlevel.checkpoint()
+        return "undisturbed"
+
+    assert await run_cell(guard, ask, raiser) == "undisturbed"
+    assert raiser.strikes == 0
+
+
+async def test_a_piece_is_struck_in_its_steps_only() -> None:
+    """Before the first one, it is the scheduler that runs in its thread, or another cell."""
+    guard, raiser = CellGuard(), NotedRaiser()
+
+    async def cell() -> None:
+        piece = guard.expose(1, NotedRaiser())
+        guard.strike(1)
+        assert raiser.strikes == 1
+        assert not piece.raised
+        piece.close()
+
+    await run_cell(guard, cell, raiser)
+
+
+async def test_all_pieces_of_a_cell_are_struck_at_once() -> None:
+    """And none of an earlier cell's, which goes on though that one has ended."""
+    guard, raisers = CellGuard(), [NotedRaiser(), NotedRaiser()]
+    of_an_earlier_cell = NotedRaiser()
+
+    def expose_in_a_thread(raiser: NotedRaiser) -> None:
+        guard.expose(guard.generation, raiser).armed = True
+
+    async def leave() -> None:
+        expose_in_a_thread(of_an_earlier_cell)
+
+    async def cell() -> None:
+        for raiser in raisers:
+            expose_in_a_thread(raiser)
+        assert guard.strike(2, firmly=True)
+        assert [raiser.strikes for raiser in raisers] == [1, 1]
+        guard.begin_end(2, EndReason.INTERRUPTED)
+        guard.strike_each_once(2)
+
+    await run_cell(guard, leave, NotedRaiser())
+    await run_cell(guard, cell, NotedRaiser(), what=2)
+    assert of_an_earlier_cell.strikes == 0
+
+
+async def test_a_strike_that_has_missed_is_tried_again_in_a_later_step() -> None:
+    """A signal may find its thread in machinery, and the cell awaits before the ladder looks."""
+    guard, raiser = CellGuard(), NotedRaiser()
+
+    async def cell() -> None:
+        guard.begin_end(1, EndReason.INTERRUPTED)
+        assert guard.strike_each_once(1)
+        raiser.missed = True
+        await trio.lowlevel.checkpoint()
+        raiser.missed = False
+        assert guard.strike_each_once(1)
+        assert raiser.strikes == 2
+        await trio.lowlevel.checkpoint()
+        raiser.missed = True  # a signal for another piece, which has the same raiser
+        assert guard.strike_each_once(1)
+        assert raiser.strikes == 2
+
+    await run_cell(guard, cell, raiser)
+
+
+async def test_what_begins_is_struck_unless_it_is_for_cleaning_up() -> None:
+    """What a cell begins before anything of it has been struck doesn't know of the interrupt."""
+    guards, raiser = SubshellGuards(), NotedRaiser()
+    guard = guards.requests
+    strikes = []
+
+    async def piece() -> None:
+        guard.strike_each_once(1)
+        strikes.append(raiser.strikes)
+
+    async def cell() -> None:
+        guard.begin_end(1, EndReason.INTERRUPTED)
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(piece)
+
+    with drive_tasks(guards):
+        await run_cell(guard, cell, raiser)
+    assert strikes == [1, 1]
 
 
 async def test_a_strike_waits_for_the_end_of_a_protected_block() -> None:
@@ -686,6 +850,79 @@ async def test_what_a_cell_has_left_running_is_struck_once_no_other_cell_starts(
             await trio.lowlevel.checkpoint()
     assert outcome[0] is None  # it is no failure in that nursery
     assert not guard._exposures
+
+
+async def test_what_a_cell_has_left_running_is_struck_firmly() -> None:
+    """It would go on otherwise, if it catches an interrupt, and its thread never end."""
+    guard = CellGuard()
+    left: list[Exposure] = []
+
+    async def leave() -> None:
+        left.append(guard.expose(1, NotedRaiser()))
+
+    await run(guard, leave)
+    guard.close(EndReason.DELETED)
+    guard.strike_leftovers()
+    assert [each.firmly for each in left] == [True]
+
+
+@pytest.mark.parametrize("struck", [False, True])
+async def test_what_else_fails_in_what_a_cell_has_left_running_is_a_failure(struck: bool) -> None:
+    """An interrupt of its own, or an error that comes together with ours."""
+    error = BaseExceptionGroup(
+        "", [KeyboardInterrupt(), *([ZeroDivisionError()] if struck else [])]
+    )
+    guards = SubshellGuards()
+    guard = guards.requests
+    over = trio.Event()
+
+    async def left() -> None:
+        await over.wait()
+        if struck:
+            guard.close(EndReason.DELETED)
+            guard.strike_leftovers()
+        raise error
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with trio.open_nursery() as nursery:
+
+            async def leave_it_running() -> None:
+                nursery.start_soon(left)
+
+            with drive_tasks(guards):
+                await run_cell(guard, leave_it_running, NotedRaiser())
+                over.set()
+    assert caught.group_contains(ZeroDivisionError if struck else KeyboardInterrupt)
+
+
+async def test_what_a_cell_has_left_running_starts_is_no_part_of_the_next_cell() -> None:
+    guards = SubshellGuards()
+    guard = guards.requests
+    go_on, started = trio.Event(), trio.Event()
+    seen = []
+
+    async def started_late() -> None:
+        assert _here.exposure is not None
+        seen.append((_here.exposure.is_of(1), _here.exposure.is_of(2)))
+        started.set()
+
+    async with trio.open_nursery() as nursery:
+
+        async def left() -> None:
+            await go_on.wait()
+            nursery.start_soon(started_late)
+
+        async def leave_it_running() -> None:
+            nursery.start_soon(left)
+
+        async def next_one() -> None:
+            go_on.set()
+            await started.wait()
+
+        with drive_tasks(guards):
+            await run(guard, leave_it_running)
+            await run(guard, next_one)
+    assert seen == [(True, False)]
 
 
 @pytest.mark.parametrize("in_nursery", [False, True])
