@@ -869,9 +869,7 @@ async def test_what_a_cell_has_left_running_is_struck_firmly() -> None:
 @pytest.mark.parametrize("struck", [False, True])
 async def test_what_else_fails_in_what_a_cell_has_left_running_is_a_failure(struck: bool) -> None:
     """An interrupt of its own, or an error that comes together with ours."""
-    error = BaseExceptionGroup(
-        "", [KeyboardInterrupt(), *([ZeroDivisionError()] if struck else [])]
-    )
+    errors = [KeyboardInterrupt(), ZeroDivisionError()] if struck else [KeyboardInterrupt()]
     guards = SubshellGuards()
     guard = guards.requests
     over = trio.Event()
@@ -881,7 +879,7 @@ async def test_what_else_fails_in_what_a_cell_has_left_running_is_a_failure(stru
         if struck:
             guard.close(EndReason.DELETED)
             guard.strike_leftovers()
-        raise error
+        raise BaseExceptionGroup("", errors)
 
     with pytest.raises(BaseExceptionGroup) as caught:
         async with trio.open_nursery() as nursery:

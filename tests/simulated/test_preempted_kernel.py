@@ -23,7 +23,7 @@ import pytest
 import trio
 
 from trio_subshells.actors import Promise
-from trio_subshells.kernel import _parent, _raisers
+from trio_subshells.kernel import _guard, _parent, _raisers
 from trio_subshells.kernel._channels import ClientSocket, error_content
 from trio_subshells.kernel._failures import SUMMARY_INTERVAL, Failures
 from trio_subshells.kernel._guard import (
@@ -31,6 +31,7 @@ from trio_subshells.kernel._guard import (
     CellGuard,
     EndReason,
     checkpoint_if_ending,
+    exposed,
     protected,
 )
 from trio_subshells.kernel._ladder import end_cells
@@ -356,7 +357,7 @@ async def test_pieces_of_a_cell_come_and_go_while_it_is_struck() -> None:
 @explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
 async def test_what_strikes_in_a_protected_block_is_raised_once() -> None:
     """At its end; who catches it there isn't struck for it again, at the end of the next one."""
-    guard, begun = CellGuard(), Flag()
+    guard, raiser, begun = CellGuard(), _Raiser(), Flag()
     struck: list[bool] = []
     caught: list[int] = []
 
@@ -365,6 +366,7 @@ async def test_what_strikes_in_a_protected_block_is_raised_once() -> None:
         for block in range(6):
             try:
                 with protected():
+                    assert not raiser.is_pending, "to be raised within the block"
                     if block % 2:
                         await trio.lowlevel.checkpoint()
             except KeyboardInterrupt:
@@ -372,7 +374,7 @@ async def test_what_strikes_in_a_protected_block_is_raised_once() -> None:
 
     async def runs() -> None:
         with suppress(CellEnded):
-            await run_cell(guard, cell, _Raiser())
+            await run_cell(guard, cell, raiser)
 
     async def strikes() -> None:
         await begun.wait()
@@ -438,6 +440,63 @@ async def test_nothing_is_raised_once_it_has_been_withdrawn() -> None:
 
     await in_threads(runs=runs, strikes=strikes)
     assert not raiser.is_pending
+
+
+@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+async def test_nothing_is_raised_in_a_worker_once_it_has_returned() -> None:
+    """A worker thread has more to do: what is raised there would hit trio, or what comes next."""
+    guard, of_worker, begun = CellGuard(), _Raiser(), Flag()
+
+    async def cell() -> None:
+        begun.set()
+        for _ in range(3):
+            exposed(_raises_nothing)()
+            assert not of_worker.is_pending
+            await trio.lowlevel.checkpoint()
+
+    async def runs() -> None:
+        with mock.patch.object(_guard, "AsyncRaiser", lambda: of_worker):
+            await run_cell(guard, cell, _Raiser())
+
+    async def strikes() -> None:
+        await begun.wait()
+        for _ in range(3):
+            guard.strike(1)
+            await trio.lowlevel.checkpoint()
+
+    await in_threads(runs=runs, strikes=strikes)
+
+
+def _raises_nothing() -> None:
+    """What a cell has done in a worker thread."""
+
+
+@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+async def test_who_sleeps_is_woken_by_a_strike_whenever_it_comes() -> None:
+    """Who strikes may find that it is about to sleep, or to wake."""
+    guard, raiser, begun = CellGuard(), _Raiser(), Flag()
+
+    async def cell() -> None:
+        begun.set()
+        for _ in range(3):
+            _sleep_in(guard)
+
+    async def runs() -> None:
+        with suppress(CellEnded):
+            await run_cell(guard, cell, raiser)
+
+    async def strikes() -> None:
+        await begun.wait()
+        for _ in range(3):
+            guard.strike(1)
+            await trio.lowlevel.checkpoint()
+
+    await in_threads(runs=runs, strikes=strikes)
+
+
+def _sleep_in(guard: CellGuard) -> None:
+    (exposure,) = guard._exposures
+    exposure.sleep(0)
 
 
 @explore_schedules(300, preempt=["trio_subshells.kernel._guard"])
