@@ -22,9 +22,11 @@ from trio_subshells.kernel._guard import (
     CellGuard,
     EndReason,
     Exposure,
+    FirmInterrupt,
     SubshellGuards,
     ThrownInterrupt,
     _here,
+    _strikes_before_line,
     checkpoint_if_ending,
     drive_tasks,
     exposed,
@@ -1031,6 +1033,62 @@ async def test_shields_are_lifted(in_a_task: bool) -> None:
             with pytest.raises(CellEnded):
                 await run(guard, cell)
     assert cleaned_up
+
+
+async def test_who_is_ended_firmly_hears_of_errors_as_ever() -> None:
+    """Only what trio cancels is interrupted instead: a cleanup sees how its stream has ended."""
+    guard = CellGuard()
+
+    async def end() -> None:
+        await wait_all_tasks_blocked()
+        guard.strike(1, firmly=True)
+        send.close()
+
+    async def cell() -> str:
+        with pytest.raises(trio.EndOfChannel):
+            await receive.receive()
+        return "heard"
+
+    send, receive = trio.open_memory_channel[None](0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end)
+        assert await run_cell(guard, cell, NotedRaiser()) == "heard"
+
+
+async def test_code_is_struck_before_its_lines_only_in_a_cell_that_is_ended_firmly() -> None:
+    """Others may run the same functions at the same time."""
+    guard = CellGuard()
+    seen = []
+
+    def look() -> None:
+        seen.append(_strikes_before_line(sys._getframe()))
+
+    async def cell() -> None:
+        look()
+        guard.strike(1)
+        look()
+        guard.strike(1, firmly=True)
+        look()
+
+    await run_cell(guard, cell, NotedRaiser())
+    assert seen == [None, None, FirmInterrupt]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="nothing strikes before lines there")
+def test_no_code_is_struck_before_its_lines_once_its_cell_has_ended() -> None:
+    exposure = CellGuard().expose(0, NotedRaiser())
+
+    def comes_to_one() -> None:
+        exposure.strike_before_each_line(sys._getframe())
+
+    def comes_to_another() -> None:
+        exposure.strike_before_each_line(sys._getframe())
+
+    comes_to_one()
+    comes_to_another()
+    exposure.close()
+    if sys.version_info >= (3, 12):
+        assert "trio_subshells" not in map(sys.monitoring.get_tool, range(6))
 
 
 def test_an_interrupt_may_be_dropped_at_the_end_of_its_thread(
