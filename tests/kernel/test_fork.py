@@ -17,6 +17,7 @@ import trio
 
 import trio_subshells as ts
 from trio_subshells.kernel._fork import _without_ours, write_own
+from trio_subshells.kernel._guard import _here
 
 from .helpers import HANG, CellsKernel, served, types
 
@@ -342,6 +343,38 @@ async def test_a_child_can_be_interrupted_by_itself() -> None:
         # In the child the thread that has forked is the main thread, so signals reach it.
         assert (await at.client.execute("forks", subshell=subshell)).status == "ok"
     assert codes == [5]
+
+
+async def test_a_fork_while_somebody_looks_whether_to_end_the_cell_finds_no_lock_held() -> None:
+    kernel = CellsKernel()
+    codes: list[int] = []
+    held, let_go = threading.Event(), threading.Event()
+
+    @kernel.cell
+    async def forks(cell: ts.Cell) -> None:
+        assert _here.exposure is not None
+        guard = _here.exposure._guard
+
+        def look() -> None:
+            with guard.lock:
+                held.set()
+                let_go.wait(HANG)
+
+        ladder = threading.Thread(target=look)
+        ladder.start()
+        held.wait()
+        pid = fork()
+        if pid == 0:
+            signal.alarm(5)
+            registers_a_canceller(cell)
+            return
+        let_go.set()
+        ladder.join()
+        codes.append(wait_for(pid))
+
+    async with served(kernel) as at:
+        assert (await at.client.execute("forks")).status == "ok"
+    assert codes == [0]
 
 
 async def test_a_fork_while_others_publish_finds_no_lock_held(

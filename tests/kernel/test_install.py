@@ -204,15 +204,17 @@ def test_one_place_at_most(tmp_path: Path) -> None:
         {"APPDATA": "roaming"},
         {"JUPYTER_CONFIG_DIR": "config"},
         {"JUPYTER_PLATFORM_DIRS": "0"},
+        {"JUPYTER_PLATFORM_DIRS": "No"},
+        {"JUPYTER_DATA_DIR": "", "JUPYTER_RUNTIME_DIR": "", "XDG_DATA_HOME": "", "APPDATA": ""},
     ],
-    ids=lambda variables: next(iter(variables), "plain"),
+    ids=lambda variables: "-".join(variables) or "plain",
 )
 def test_user_data_is_where_jupyter_core_has_it(
     platform: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for variable, value in variables.items():
         path = variable.endswith(("DIR", "HOME", "APPDATA"))
-        monkeypatch.setenv(variable, str(tmp_path / value) if path else value)
+        monkeypatch.setenv(variable, str(tmp_path / value) if path and value else value)
     monkeypatch.setattr(sys, "platform", platform)
     assert str(user_data_dir()) == jupyter_core.paths.jupyter_data_dir()
     assert str(runtime_dir()) == jupyter_core.paths.jupyter_runtime_dir()
@@ -242,6 +244,7 @@ def test_in_a_virtual_environment_the_default_is_that(monkeypatch: pytest.Monkey
     assert kernels_dir() == kernels_dir(user=True)
     monkeypatch.setattr(sys, "base_prefix", "/somewhere/else")
     assert kernels_dir() == kernels_dir(sys_prefix=True)
+    assert kernels_dir(user=True) == user_data_dir() / "kernels"
 
 
 def test_in_a_conda_environment_the_default_is_that(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +269,19 @@ def test_the_directories_are_those_of_jupyter_core(
         paths = [str(tmp_path / each) for each in told.split(":") if each]
         monkeypatch.setenv("JUPYTER_PATH", os.pathsep.join(paths))
     assert [str(each) for each in jupyter_path()] == jupyter_core.paths.jupyter_path()
+
+
+@pytest.mark.skipif(sys.platform in {"win32", "darwin"}, reason="the XDG base directories")
+@pytest.mark.parametrize("told", [None, ""])
+def test_no_directories_of_the_system_are_the_usual_ones(
+    told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.delenv("XDG_DATA_DIRS", raising=False)
+    if told is not None:
+        monkeypatch.setenv("XDG_DATA_DIRS", told)
+    usual = [Path("/usr/local/share/jupyter"), Path("/usr/share/jupyter")]
+    assert jupyter_path()[-2:] == usual
 
 
 def test_a_kernelspec_is_found_as_jupyter_finds_it(

@@ -80,6 +80,17 @@ async def test_what_is_free_is_given_back_once(
         assert allocator.trims == times
 
 
+async def test_what_is_taken_and_freed_between_two_looks_is_given_back(
+    allocator: FakeAllocator, autojump_clock: MockClock
+) -> None:
+    """No more is free than before, as what was given back counts, too; but more is resident."""
+    for times in range(1, 4):
+        allocator.take(70 * MB)
+        allocator.release(70 * MB)
+        await settled(allocator)
+        assert allocator.trims == times
+
+
 async def test_little_is_not_worthwhile(
     allocator: FakeAllocator, autojump_clock: MockClock
 ) -> None:
@@ -180,6 +191,18 @@ async def test_other_allocators_are_left_alone(
     with trio.move_on_after(100) as scope:
         await give_back_memory()
     assert scope.cancelled_caught
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked")
+@pytest.mark.parametrize("error", [AttributeError("no mallinfo2"), FileNotFoundError("no /proc")])
+def test_one_that_does_not_tell_what_there_is_is_none(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(self: _memory.Glibc) -> Holding:
+        raise error
+
+    monkeypatch.setattr(_memory.Glibc, "look", look)
+    assert find_allocator() is None
 
 
 @pytest.mark.skipif(not isinstance(find_allocator(), _memory.Glibc), reason="not glibc >= 2.33")
