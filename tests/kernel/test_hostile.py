@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ import zmq
 
 import trio_subshells as ts
 from trio_subshells.kernel import DropReason, _channels, _control, _shell
+from trio_subshells.kernel._ground import ZMQGround
 from trio_subshells.sockets import Socket, open_context
 from trio_subshells.testing import Client, Exchange
 from trio_subshells.wire import Channel, MalformedReason, Message, WireSession
@@ -64,6 +65,49 @@ async def check_alive(client: Client) -> None:
     """Both channels answer, as always."""
     assert (await client.execute("")).status == "ok"
     assert (await client.control("kernel_info_request")).status == "ok"
+
+
+async def test_who_comes_back_under_its_old_identity_is_answered() -> None:
+    """Though nobody has noticed yet that its old connection is dead."""
+    async with served(Willing()) as at, AsyncExitStack() as stack:
+        assert at.running.connection is not None
+        context = stack.enter_context(open_context())
+        for _ in range(2):
+            socket = stack.enter_context(context.socket(zmq.DEALER, identity=b"the same"))
+            socket.connect(at.running.connection.url("shell"))
+            request = at.client.session.message("kernel_info_request", {})
+            await socket.send(at.client.session.serialize_message(request))
+            reply = at.client.session.receiver().receive(await socket.receive()).open()
+            assert reply.parent_header is not None
+            assert reply.parent_header.msg_id == request.header.msg_id
+
+
+async def test_what_was_heard_on_one_channel_is_a_replay_on_another() -> None:
+    async with served(Willing()) as at:
+        frames = at.client.session.serialize("kernel_info_request", {})
+        for channel in CHANNELS:
+            at.client.send_raw(channel, frames)
+            await check_alive(at.client)
+        assert await drops(at) == {(CHANNELS[1], "replayed"): 1}
+
+
+async def test_all_that_is_lost_on_iopub_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[Callable[[int, str], None]] = []
+    open_iopub = ZMQGround.open_iopub
+
+    def open_and_lose(
+        ground: ZMQGround, url: str, *, on_loss: Callable[[int, str], None], **options: Any
+    ) -> Any:
+        losses.append(on_loss)
+        return open_iopub(ground, url, on_loss=on_loss, **options)
+
+    monkeypatch.setattr(ZMQGround, "open_iopub", open_and_lose)
+    async with served(Willing()) as at:
+        (lose,) = losses
+        at.running._parts.io_token.run_sync_soon(lose, 3, "output for a client that doesn't read")
+        while not await drops(at):
+            pass
+        assert await drops(at) == {("iopub", "not_read"): 3}
 
 
 # ---------------------------------------------------------------------------- what is no message

@@ -178,6 +178,12 @@ def test_a_spec_that_cannot_work_is_refused(
     assert names(tmp_path) == []
 
 
+def test_the_connection_file_may_be_a_part_of_an_argument(tmp_path: Path) -> None:
+    argv = ["kernel", "--file={connection_file}"]
+    directory = install_kernelspec("some", SPEC | {"argv": argv}, prefix=tmp_path)
+    assert json.loads((directory / "kernel.json").read_text())["argv"] == argv
+
+
 def test_a_spec_that_json_cannot_hold_leaves_the_old_one(tmp_path: Path) -> None:
     directory = install_kernelspec("some", SPEC, prefix=tmp_path)
     with pytest.raises(TypeError):

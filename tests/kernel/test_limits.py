@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -13,10 +14,17 @@ from typing import Any
 import psutil
 import pytest
 import trio
+import zmq
 
 import trio_subshells as ts
-from trio_subshells.kernel import _ground
-from trio_subshells.kernel._limits import DESCRIPTORS, RESERVE, raise_descriptor_limit
+from trio_subshells.kernel import _ground, _limits
+from trio_subshells.kernel._limits import (
+    DESCRIPTORS,
+    RESERVE,
+    Room,
+    raise_descriptor_limit,
+    shortage,
+)
 
 from .helpers import CellsKernel, Flag, served
 
@@ -193,6 +201,37 @@ async def test_some_descriptors_are_kept_free_for_others() -> None:
             # The answer comes when its thread is joined; the publisher's is closed a moment later.
             while (await at.client.control("create_subshell_request")).status != "ok":
                 pass
+
+
+def test_each_of_those_that_start_at_once_takes_its_room() -> None:
+    asked: list[int] = []
+    room = Room(None, lambda count, purpose: asked.append(count))
+    with room.taken(0), room.taken(0):
+        pass
+    with room.taken(2):
+        pass
+    assert [count - RESERVE for count in asked] == [DESCRIPTORS, 2 * DESCRIPTORS, DESCRIPTORS]
+
+
+@pytest.mark.parametrize(
+    ("number", "what"), [(errno.EMFILE, "ulimit -n"), (errno.ENFILE, "room for another subshell")]
+)
+def test_whoever_has_no_more_descriptors_it_is_a_shortage(number: int, what: str) -> None:
+    """The process or the machine."""
+    for error in (OSError(number, "it is full"), zmq.ZMQError(number)):
+        told = shortage(error)
+        assert told is not None
+        assert what in str(told)
+
+
+def test_too_little_address_space_is_a_shortage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(_limits.mmap, "mmap", refuse)
+    room = Room(None, lambda count, purpose: None)
+    with pytest.raises(ts.TooManySubshells, match="ulimit -v"), room.taken(0):
+        raise AssertionError("it was started all the same")
 
 
 @needs_descriptors

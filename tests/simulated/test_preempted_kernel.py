@@ -455,7 +455,7 @@ async def test_nothing_is_raised_in_a_worker_once_it_has_returned() -> None:
             await trio.lowlevel.checkpoint()
 
     async def runs() -> None:
-        with mock.patch.object(_guard, "AsyncRaiser", lambda: of_worker):
+        with mock.patch.object(_guard, "AsyncRaiser", return_value=of_worker):
             await run_cell(guard, cell, _Raiser())
 
     async def strikes() -> None:
