@@ -17,8 +17,9 @@ import trio
 import zmq
 
 import trio_subshells as ts
-from trio_subshells.actors import TaskHost, ThreadHost
+from trio_subshells.actors import ActorTerminated, TaskHost, ThreadHost
 from trio_subshells.kernel import RunningKernel, open_kernel, serve
+from trio_subshells.kernel._open import _with_free_paths, one_as_itself
 from trio_subshells.wire import ConnectionInfo, InvalidConnectionInfo
 
 from .helpers import HANG, CellsKernel, Flag, open_client, served
@@ -413,6 +414,24 @@ async def test_what_fails_is_raised_as_itself(point: str) -> None:
             kernel.fail_at("block")
 
 
+def test_what_is_raised_as_itself_is_as_it_was() -> None:
+    """With its cause, and with the notes of all the groups that it was in."""
+    error = ValueError("fails")
+    inner, outer = ExceptionGroup("inner", [error]), ExceptionGroup("outer", [ActorTerminated()])
+    inner.add_note("in actor kernel/io")
+    whole = ExceptionGroup("whole", [outer, inner])
+    whole.add_note("in actor kernel")
+    with pytest.raises(ValueError, match="fails") as raised, one_as_itself():
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError as cause:
+            error.__cause__ = cause
+            raise whole from None
+    assert raised.value is error
+    assert isinstance(error.__cause__, ZeroDivisionError)
+    assert error.__notes__ == ["in actor kernel", "in actor kernel/io"]
+
+
 async def test_a_cancelled_block_ends_everything_in_good_order(kernel: CellsKernel) -> None:
     """The ladder is needed for it, so what climbs it must not be cancelled with the block."""
     spinning = Flag()
@@ -529,6 +548,15 @@ async def test_ipc(kernel: CellsKernel, tmp_path: Path) -> None:
         assert (await at.client.execute("")).status == "ok"
         assert (await at.client.control("kernel_info_request")).status == "ok"
     assert taken.exists()
+
+
+def test_a_free_path_is_nobody_elses(tmp_path: Path) -> None:
+    """Neither one that a file has, nor one that the connection gives to another channel."""
+    asked = ConnectionInfo(transport="ipc", ip=str(tmp_path / "k"), control_port=2, hb_port=4)
+    (tmp_path / "k-1").touch()
+    info = _with_free_paths(asked)
+    assert (info.control_port, info.hb_port) == (2, 4)
+    assert sorted((info.shell_port, info.iopub_port, info.stdin_port)) == [3, 5, 6]
 
 
 async def test_an_address_in_use_is_named(kernel: CellsKernel) -> None:

@@ -20,6 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 import trio_subshells as ts
 from trio_subshells.kernel import open_kernel
 from trio_subshells.kernel._drops import DropReason
+from trio_subshells.kernel._open import _addresses
 from trio_subshells.wire import (
     CHANNELS,
     Channel,
@@ -323,6 +324,13 @@ async def test_what_a_kernel_publishes_cant_be_sent_back_to_it(kernel: CellsKern
         assert [(each.channel, each.reason, each.count) for each in dropped] == [
             ("shell", MalformedReason.REFLECTED, 1)
         ]
+
+
+@needs_curve
+def test_an_encrypted_connection_may_be_one_of_ipv6() -> None:
+    _, options = _addresses(attrs.evolve(encrypted(), ip="::1"))
+    assert options["ipv6"]
+    assert options["curve_server"]
 
 
 @needs_curve

@@ -28,6 +28,19 @@ class SlowToStart(WordsKernel):
         yield
 
 
+class SlowInAGroup(SlowToStart):
+    """As that; cancelled, it raises a group, as a nursery does."""
+
+    @asynccontextmanager
+    async def lifespan(self, kernel: ts.RunningKernel) -> AsyncIterator[None]:
+        try:
+            self.starting.set()
+            await self.started.wait()
+        except trio.Cancelled as cancelled:
+            raise BaseExceptionGroup("", [cancelled]) from None
+        yield
+
+
 class SlowMainShell(SlowToStart):
     """As that, but it is the set-up of its main shell that takes so long."""
 

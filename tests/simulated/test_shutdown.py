@@ -27,7 +27,7 @@ from trio_subshells.testing._network import Network
 from . import starting
 from .kernels import Flag, WordsKernel, answered_before, check, early_client, the_simulation
 from .programs import call_into_c
-from .starting import SlowMainShell, SlowToStart
+from .starting import SlowInAGroup, SlowMainShell, SlowToStart
 from .threads import some_steps
 
 
@@ -535,7 +535,7 @@ async def test_a_kernel_that_is_cancelled_as_it_starts_ends_in_good_order() -> N
             assert (await queued.done()).status == "aborted"
 
 
-@pytest.mark.parametrize("slow", [SlowToStart, SlowMainShell])
+@pytest.mark.parametrize("slow", [SlowToStart, SlowInAGroup, SlowMainShell])
 @explore_schedules(60)
 async def test_a_kernel_that_is_cancelled_before_it_has_started_answers_everything(
     slow: type[SlowToStart],
