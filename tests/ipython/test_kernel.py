@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import re
 import threading
 
 import psutil
@@ -243,6 +244,9 @@ async def test_an_interrupted_cell_has_a_traceback_if_it_computed() -> None:
                 await subshell.interrupt()
                 await done.wait()
                 assert replies[0].ename == "KeyboardInterrupt"
+                shown = "\n".join(replies[0].content["traceback"])
+                # IPython's own, which begins with the cell.
+                assert "Cell In[1], line 2" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
                 assert (await subshell.execute("1")).status == "ok"
 
 
