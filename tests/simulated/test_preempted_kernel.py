@@ -442,14 +442,14 @@ async def test_nothing_is_raised_once_it_has_been_withdrawn() -> None:
     assert not raiser.is_pending
 
 
-@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+@explore_schedules(500, preempt=["trio_subshells.kernel._guard"])
 async def test_nothing_is_raised_in_a_worker_once_it_has_returned() -> None:
     """A worker thread has more to do: what is raised there would hit trio, or what comes next."""
     guard, of_worker, begun = CellGuard(), _Raiser(), Flag()
 
     async def cell() -> None:
         begun.set()
-        for _ in range(3):
+        for _ in range(6):
             exposed(_raises_nothing)()
             assert not of_worker.is_pending
             await trio.lowlevel.checkpoint()
@@ -460,7 +460,7 @@ async def test_nothing_is_raised_in_a_worker_once_it_has_returned() -> None:
 
     async def strikes() -> None:
         await begun.wait()
-        for _ in range(3):
+        for _ in range(6):
             guard.strike(1)
             await trio.lowlevel.checkpoint()
 
@@ -471,7 +471,7 @@ def _raises_nothing() -> None:
     """What a cell has done in a worker thread."""
 
 
-@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+@explore_schedules(300, preempt=["trio_subshells.kernel._guard"])
 async def test_who_sleeps_is_woken_by_a_strike_whenever_it_comes() -> None:
     """Who strikes may find that it is about to sleep, or to wake."""
     guard, raiser, begun = CellGuard(), _Raiser(), Flag()
