@@ -69,7 +69,7 @@ def test_who_is_stopped_where_and_who_goes_on_is_said() -> None:
     report = preempted(twice, shared)
     lines = report.text.splitlines()
     here = position(lines, f"{ARROW} here thread-", " is stopped ", "shared.py:")
-    words = lines[here] + lines[here + 1]
+    words = " ".join(f"{lines[here]} {lines[here + 1]}".split())
     assert " on first, and thread-" in words
     assert " from there later" in words
     assert "a task runs until it awaits, or its thread is stopped, then another may go on" in (

@@ -24,7 +24,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Final
 
 import attrs
@@ -81,7 +81,7 @@ def shrink(
         other = few_delays(best, 0.5)
         if other is not None and len(other) < len(best):
             best = _fewer_deviations(other, bounded)
-    return best
+    return _one_stop(best, stops, bounded) or best
 
 
 def _fewer_deviations(best: Schedule, bounded: _Bounded) -> Schedule:
@@ -90,7 +90,7 @@ def _fewer_deviations(best: Schedule, bounded: _Bounded) -> Schedule:
         position = 0
         shrunk = False
         while position < len(best):
-            found = _without(best, position, size, bounded)
+            found = _without(best, position, size, bounded, may_shift=size == 1)
             if found is not None:
                 best = found
                 shrunk = True
@@ -99,7 +99,23 @@ def _fewer_deviations(best: Schedule, bounded: _Bounded) -> Schedule:
         if size > 1:
             size //= 2
         elif not shrunk:
-            break
+            shorter = _without_vain_stops(best, bounded)
+            if shorter is best:
+                break
+            best = shorter
+    return best
+
+
+def _without_vain_stops(best: Schedule, bounded: _Bounded) -> Schedule:
+    """The schedule without a stop after which the same thread was chosen to go on at once.
+
+    Neither can be left out without the other.
+    """
+    for position, (stop, other) in enumerate(pairwise(best.deviations)):
+        if stop.preempts and other.decision == stop.decision:
+            found = _without(best, position, 2, bounded, may_shift=True)
+            if found is not None:
+                return found
     return best
 
 
@@ -147,6 +163,23 @@ def _merged(
         between, both = blocks[first + 1 : second], (blocks[first], blocks[second])
         for middle in (both + between, between + both):
             yield blocks[:first] + middle + blocks[second + 1 :]
+
+
+def _one_stop(best: Schedule, stops: Sequence[Stop], bounded: _Bounded) -> Schedule | None:
+    """A schedule that fails though a thread is stopped at one place only; None if none was found.
+
+    For one with several deviations, all of which seem to be needed: with the others gone, that
+    place may be reached at quite another decision.
+    """
+    special = (TIME_PASSES, FAULT_PREFIX)
+    if len(best) < 2 or any(each.choice.startswith(special) for each in best.deviations):
+        return None
+    for each in stops:
+        for times in dict.fromkeys((1, each.times)):
+            found = bounded(Delays(frozenset(), stops=(attrs.evolve(each, times=times),)))
+            if found is not None and len(found) < len(best):
+                return found
+    return None
 
 
 def _few_delays(
@@ -235,12 +268,14 @@ class _Bounded:
         return self._attempt(schedule)
 
 
-def _without(schedule: Schedule, position: int, size: int, attempt: _Bounded) -> Schedule | None:
+def _without(
+    schedule: Schedule, position: int, size: int, attempt: _Bounded, *, may_shift: bool
+) -> Schedule | None:
     """A failing schedule without some of the deviations; None if none was found."""
     before = schedule.deviations[:position]
     after = schedule.deviations[position + size :]
     # Without one deviation, those after it may have to come a decision or two sooner or later.
-    shifts = _SHIFTS if size == 1 and after and len(schedule) <= _MANY else (0,)
+    shifts = _SHIFTS if may_shift and after and len(schedule) <= _MANY else (0,)
     for shift in shifts:
         shifted = [attrs.evolve(each, decision=each.decision + shift) for each in after]
         if before and shifted and shifted[0].decision <= before[-1].decision:
