@@ -195,6 +195,7 @@ async def test_a_heartbeat_ends_though_no_thread_can_be_started_for_that(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no ipc")
+@pytest.mark.usefixtures("no_thread_left")
 @pytest.mark.parametrize("kind", ["heartbeat", "iopub"])
 async def test_a_device_that_can_not_get_its_thread_leaves_nothing(
     context: Context, monkeypatch, tmp_path, count_descriptors, kind: str

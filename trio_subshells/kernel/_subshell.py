@@ -323,9 +323,10 @@ class Subshell(Actor):
             try:
                 frames = self._frames(work, content, started)
             except EncodeError as error:
-                counted = {each: content[each] for each in content if each == "execution_count"}
+                count = content.get("execution_count")
                 content = error_content("EncodeError", f"the reply can't be sent: {error}")
-                content.update(counted)
+                if count is not None:
+                    content["execution_count"] = count
                 frames = self._frames(work, content, started)
             answer = Answer(work.key, frames=frames)
         self._tell_shell(answer)
