@@ -201,6 +201,32 @@ async def test_who_waits_for_the_end_of_a_kernel_finds_it_ended(how: str) -> Non
                 assert (await cell.done()).ename == "KernelShutdown"
 
 
+@explore_schedules(30, lag=0)
+async def test_a_signal_gives_cells_the_time_that_they_have_to_end() -> None:
+    """And then to be given up: the kernel hasn't failed for all that."""
+    network = Network(the_simulation())
+    comes = Flag()
+
+    async def serve_until_it_comes(task_status: trio.TaskStatus[None]) -> None:
+        async with open_kernel(
+            WordsKernel(),
+            make_raiser=network.make_raiser,
+            until=comes.wait,
+            open_ground=lambda: nullcontext(network),
+        ) as running:
+            task_status.started()
+            await running.wait_closed()
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_until_it_comes)
+        async with early_client(network) as client:
+            subshell = await client.create_subshell()
+            cell = client.execute_soon("stick 60", subshell=subshell)
+            await cell.output("execute_input")
+            comes.set()
+            assert (await cell.done()).ename == "KernelShutdown"
+
+
 @explore_schedules(60, lag=0)
 async def test_a_kernel_that_has_failed_has_failed_though_it_is_shut_down_then() -> None:
     """Its process is to end with a status that says so, if it can't but be ended."""
