@@ -60,14 +60,16 @@ async def serve(
     network: Network,
     scope: trio.CancelScope | None = None,
     *,
+    until: Callable[[], Awaitable[None]] = trio.sleep_forever,
     on_unjoinable: Callable[[int], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a kernel in the calling thread, until a client shuts it down, or it is cancelled."""
+    """Run a kernel in the calling thread, until it is shut down, or cancelled."""
     with scope or nullcontext():
         async with open_kernel(
             words,
             make_raiser=network.make_raiser,
+            until=until,
             on_unjoinable=on_unjoinable,
             open_ground=lambda: nullcontext(network),
         ) as running:

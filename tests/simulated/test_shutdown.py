@@ -206,19 +206,8 @@ async def test_a_signal_gives_cells_the_time_that_they_have_to_end() -> None:
     """And then to be given up: the kernel hasn't failed for all that."""
     network = Network(the_simulation())
     comes = Flag()
-
-    async def serve_until_it_comes(task_status: trio.TaskStatus[None]) -> None:
-        async with open_kernel(
-            WordsKernel(),
-            make_raiser=network.make_raiser,
-            until=comes.wait,
-            open_ground=lambda: nullcontext(network),
-        ) as running:
-            task_status.started()
-            await running.wait_closed()
-
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_until_it_comes)
+        await nursery.start(partial(starting.serve, WordsKernel(), network, until=comes.wait))
         async with early_client(network) as client:
             subshell = await client.create_subshell()
             cell = client.execute_soon("stick 60", subshell=subshell)
