@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
@@ -169,11 +169,8 @@ async def test_a_child_that_awaits_ends_and_says_why(capfd: pytest.CaptureFixtur
     assert "can't await" in seen.err
 
 
-async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    kernel = CellsKernel()
-    codes: dict[str, int] = {}
+def forking_tasks(codes: dict[str, int]) -> list[Callable[[], Awaitable[None]]]:
+    """Tasks that fork, by what the child does; the parent notes with which code it has exited."""
 
     async def returns() -> None:
         pid = fork()
@@ -192,10 +189,19 @@ async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
             await trio.lowlevel.checkpoint()
         codes["awaits"] = wait_for(pid)
 
+    return [returns, fails, awaits]
+
+
+async def test_a_child_of_a_task_that_a_cell_started_ends_with_that_task(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    kernel = CellsKernel()
+    codes: dict[str, int] = {}
+
     @kernel.cell
     async def forks(cell: ts.Cell) -> None:
         async with trio.open_nursery() as nursery:
-            for task in (returns, fails, awaits):
+            for task in forking_tasks(codes):
                 nursery.start_soon(task)
         cell.stdout("parent\n")
 
@@ -221,30 +227,13 @@ async def test_a_child_of_a_task_that_no_cell_started_ends_with_that_task(
         @asynccontextmanager
         async def subshell(self, info: ts.SubshellInfo) -> AsyncIterator[None]:
             if not info.is_main:
-                for task in (returns, fails, awaits):
+                for task in forking_tasks(codes):
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(task)
                 async with trio.open_nursery() as nursery:
                     await nursery.start(cleans_up)
                     nursery.cancel_scope.cancel()
             yield
-
-    async def returns() -> None:
-        pid = fork()
-        if pid:
-            codes["returns"] = wait_for(pid)
-
-    async def fails() -> None:
-        pid = fork()
-        if pid == 0:
-            raise ValueError("no such number")
-        codes["fails"] = wait_for(pid)
-
-    async def awaits() -> None:
-        pid = fork()
-        if pid == 0:
-            await trio.lowlevel.checkpoint()
-        codes["awaits"] = wait_for(pid)
 
     async def cleans_up(task_status: trio.TaskStatus[None]) -> None:
         """That its nursery is cancelled already is no failure of the child's."""
