@@ -9,7 +9,8 @@ were preempted, the default order with one or two of these, and a turn held, com
 If there is none, or in the end, plain delta debugging. Deviations are taken away, many at once
 first, then single ones, as long as what is left fails in the same way. A deviation is tied to the
 number of its decision, and without one before it that number may be another: a few shifts are
-tried.
+tried. A stop and what was chosen there are taken away together, if neither can be alone. And where
+several deviations are left, each stop is tried by itself, in the default order.
 
 Where every single deviation seems to be needed, though there are many, a turn that is passed over
 again and again is held; and context switches are merged: a task that goes on later is made to go on
@@ -107,7 +108,7 @@ def _fewer_deviations(best: Schedule, bounded: _Bounded) -> Schedule:
 
 
 def _without_vain_stops(best: Schedule, bounded: _Bounded) -> Schedule:
-    """The schedule without a stop after which the same thread was chosen to go on at once.
+    """The schedule without a stop and what was chosen there, such as the same thread again.
 
     Neither can be left out without the other.
     """
