@@ -11,10 +11,12 @@ Everything that waits, waits for a message. ``PATIENCE`` only ends a hang.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import cycle, islice
 from pathlib import Path
 from socket import socket as plain_socket
 from subprocess import TimeoutExpired
@@ -410,16 +412,36 @@ class Kernel:
         self._sockets.close()
 
 
-def _free_ports() -> Iterator[int]:
-    """Ports that no client's connection is given meanwhile: below those that systems give away."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with plain_socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            yield port
-
-
 CHANNELS = ("shell", "iopub", "stdin", "hb", "control")
+
+
+def _candidates() -> Iterator[int]:
+    """Ports of this worker's own, below those that systems give to connections, one after another.
+
+    They begin anywhere, for the sake of another run of these tests on the same machine.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = range(10_000 + worker, 16_000, workers)
+    return islice(cycle(ports), random.randrange(len(ports)), None)
+
+
+_PORTS = _candidates()
+
+
+def free_ports() -> dict[str, int]:
+    """Return free ports for a kernel's channels, which nobody else is given before it binds them.
+
+    What a system says is free, it may give to any connection a moment later.
+    """
+    ports: dict[str, int] = {}
+    for channel in CHANNELS:
+        for port in _PORTS:
+            with plain_socket() as probe, suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports[f"{channel}_port"] = port
+                break
+    return ports
 
 
 @contextmanager
@@ -432,8 +454,8 @@ def run_kernel(name: str, log: Path, *, arguments: Sequence[str] = ()) -> Iterat
     """
     context = zmq.Context()
     manager = KernelManager(kernel_name=name, context=context, cache_ports=False)
-    for channel, port in zip(CHANNELS, _free_ports(), strict=False):
-        setattr(manager, f"{channel}_port", port)
+    for channel_port, port in free_ports().items():
+        setattr(manager, channel_port, port)
     with log.open("wb") as output:
         manager.start_kernel(
             extra_arguments=list(arguments), stdout=output.fileno(), stderr=output.fileno()

@@ -24,7 +24,7 @@ from jupyter_client.session import Session
 
 from trio_subshells.wire import ConnectionInfo, WireSession
 
-from ._client import PATIENCE
+from ._client import PATIENCE, free_ports
 from .conftest import EXAMPLES
 
 needs_curve = pytest.mark.skipif(not zmq.has("curve"), reason="this libzmq has no CURVE")
@@ -278,18 +278,6 @@ def failures(info: ConnectionInfo) -> list[list[bytes]]:
         right.serialize("delete_subshell_request", {"subshell_id": "nobody"}),
         right.serialize("input_reply", {}),
     ]
-
-
-def free_ports() -> dict[str, int]:
-    """Ports that were free a moment ago."""
-    names = ("shell", "iopub", "stdin", "control", "hb")
-    context = zmq.Context()
-    sockets = [context.socket(zmq.ROUTER) for _ in names]
-    try:
-        ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in sockets]
-    finally:
-        context.destroy(linger=0)
-    return {f"{name}_port": port for name, port in zip(names, ports, strict=True)}
 
 
 @pytest.mark.parametrize(
