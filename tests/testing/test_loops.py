@@ -12,6 +12,8 @@ import inspect
 import math
 import pkgutil
 import re
+import traceback
+import types
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +150,127 @@ def test_whatever_wakes_a_task_goes_through_the_run_queue(wakes: str) -> None:
         return wakes
 
     assert Stepper(body).run() == wakes
+
+
+def test_an_exception_comes_from_where_it_was_raised() -> None:
+    """Neither a frame of the simulator's nor one of the loop's is in its traceback."""
+
+    async def body() -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("of body's")
+
+    with pytest.raises(ValueError, match="of body's") as info:
+        Stepper(body).run()
+    names = [each.name for each in traceback.extract_tb(info.tb)]
+    assert names[names.index("unwrap") + 1 :] == ["body"]
+
+
+def test_what_a_task_says_that_it_should_not_is_for_trio_to_answer() -> None:
+    @types.coroutine
+    def say_rubbish() -> Iterator[str]:
+        yield "rubbish"
+
+    async def body() -> str:
+        with pytest.raises(TypeError, match="'rubbish'"):
+            await say_rubbish()
+        await trio.lowlevel.checkpoint()
+        return "went on"
+
+    assert Stepper(body).run() == "went on"
+
+
+def test_a_coroutine_that_leaves_its_task_has_left() -> None:
+    """It is the third thing that a task may say."""
+    left: list[str] = []
+
+    async def leaves() -> None:
+        await trio.lowlevel.permanently_detach_coroutine_object(outcome.Value(None))
+        left.append("and was resumed")
+
+    async def body() -> None:
+        coro = None
+
+        async def child() -> None:
+            nonlocal coro
+            coro = trio.lowlevel.current_task().coro
+            await leaves()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child)
+        assert coro is not None
+        with pytest.raises(StopIteration):
+            coro.send(None)
+
+    Stepper(body).run()
+    assert left == ["and was resumed"]
+
+
+def test_checkpoints_count() -> None:
+    async def body() -> str:
+        with trio.testing.assert_checkpoints():
+            await trio.lowlevel.checkpoint()
+        with pytest.raises(AssertionError), trio.testing.assert_checkpoints():
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        with pytest.raises(AssertionError), trio.testing.assert_checkpoints():
+            await trio.lowlevel.checkpoint_if_cancelled()
+        with trio.testing.assert_no_checkpoints():
+            trio.lowlevel.current_task()
+        return "counted"
+
+    assert Stepper(body).run() == "counted"
+
+
+def test_who_is_cancelled_before_it_waits_does_not_wait() -> None:
+    async def body() -> str:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
+        assert scope.cancelled_caught
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        return "cancelled"
+
+    assert Stepper(body).run() == "cancelled"
+
+
+def test_a_wrong_answer_to_a_cancellation_ends_the_loop_as_trio_says() -> None:
+    async def body() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await trio.lowlevel.wait_task_rescheduled(lambda _: "rubbish")  # type: ignore[arg-type, return-value]
+
+    with pytest.raises(testing.ScheduleFailed) as info:
+        testing.explore(body, schedules=1)
+    assert isinstance(info.value.failure, trio.TrioInternalError)
+    assert "Abort enum" in str(info.value.failure)
+
+
+def test_a_deadline_that_is_past_expires_before_the_next_step() -> None:
+    async def body() -> bool:
+        with trio.CancelScope() as scope:
+            scope.deadline = trio.current_time()
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            assert trio.lowlevel.current_task()._cancel_status.effectively_cancelled
+        return True
+
+    assert Stepper(body).run()
+
+
+def test_deadlines_that_nobody_wants_any_more_are_forgotten() -> None:
+    async def body() -> None:
+        for seconds in range(5_000):
+            with trio.move_on_after(1 + seconds):
+                await trio.lowlevel.checkpoint()
+
+    stepper = Stepper(body)
+    with stepper.begun():
+        while stepper.runnable:
+            stepper.step()
+            assert len(stepper.loop.runner.deadlines._heap) <= 2_000
 
 
 def test_deadlines_expire_when_the_clock_says_so() -> None:

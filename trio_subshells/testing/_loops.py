@@ -8,9 +8,13 @@ for each:
   operating system. Whoever advances it is the loop's master. Several of them can be advanced in
   turn in one OS thread, if ``GLOBAL_RUN_CONTEXT`` is set to the right one before each advance.
 - Whatever wakes a task (an event, a deadline, a cancellation, a spawn) appends it to
-  ``Runner.runq``; each pass of the loop runs what iterating over ``runq`` yields. A queue that
-  yields the one task that was chosen makes a step of it. Nothing of trio is patched or slowed down
-  for that, and no task can tell the difference: trio promises nothing about whose turn is next.
+  ``Runner.runq``; each pass of the loop runs what is in there. If that is the one task that was
+  chosen, the pass is a step of it. Nothing of trio is patched for that, and no task can tell the
+  difference: trio promises nothing about whose turn is next.
+- A pass looks at much else, which takes longer than the step. Nearly always there is nothing to be
+  seen: no deadline is due, and no instrument listens. Then `Loop.step` runs the task itself, and
+  does what trio does with the two things that a task says when it waits (``_traps``). Whatever else
+  it says, and an error of trio's own, is left to the generator.
 - ``Runner.deadlines`` and ``Runner.waiting_for_idle`` say what else the loop waits for. What wakes
   it from outside, ``Runner.entry_queue``, and what looks at descriptors, ``Runner.io_manager``, are
   given to it: a simulated thread has no descriptors but simulated ones.
@@ -19,6 +23,7 @@ for each:
 from __future__ import annotations
 
 import contextvars
+import functools
 import math
 import sys
 import warnings
@@ -33,10 +38,14 @@ import trio
 from trio._core import _run as trio_run
 from trio._core._instrumentation import Instruments
 from trio._core._ki import KIManager
+from trio._core._traps import CancelShieldedCheckpoint, WaitTaskRescheduled
 
 from ._errors import RealInput
 
 _context: Final = trio_run.GLOBAL_RUN_CONTEXT
+
+_PRUNED: Final = 1_000
+"""From how many deadlines on trio looks whether they are still wanted."""
 
 
 class VirtualClock(trio.abc.Clock):
@@ -58,28 +67,18 @@ class VirtualClock(trio.abc.Clock):
 
 
 class _RunQueue(list[trio.lowlevel.Task]):
-    """Stands in for ``Runner.runq``: hands out the one task whose turn it is.
-
-    Trio looks at it four times in each step, so what it does is what lists do. It keeps the last
-    task, and isn't empty then: else trio would find out each time what it has to wait for.
+    """Stands in for ``Runner.runq``: has the one task whose turn it is.
 
     Args:
         woken: called with each task that becomes runnable.
     """
 
     def __init__(self, woken: Callable[[trio.lowlevel.Task], object]) -> None:
-        self._put = self.append
         self.append = woken  # type: ignore[assignment, method-assign]
-        self.clear = {}.clear  # type: ignore[method-assign]  # that of nothing
 
     def set(self, turn: trio.lowlevel.Task | None) -> None:
         """This is next; None: nothing is."""
-        if turn is None:
-            del self[:]
-        elif self:
-            self[0] = turn
-        else:
-            self._put(turn)
+        self[:] = () if turn is None else (turn,)
 
     def forget(self) -> None:
         """Hold nothing any more, itself included."""
@@ -279,6 +278,9 @@ class Loop:
         self.finished = False
         self._passes: Generator[float, Any, None] = trio_run.unrolled_run(self.runner, body, ())
         self._advance = self._passes.send
+        self._clock = clock
+        self._deadlines = self.runner.deadlines
+        self._instruments = self.runner.instruments
         self._events: Any = None  # a generator begins with None
         self.next_deadline: Callable[[], float] = self.runner.deadlines.next_deadline
         """Tells when the next scope expires; `math.inf` if none does."""
@@ -315,9 +317,70 @@ class Loop:
             finally:
                 del _context.task
             return
+        heap = self._deadlines._heap
+        if (
+            task is None
+            or (heap and (heap[0][0] <= self._clock.now or len(heap) > _PRUNED))
+            or len(self._instruments) > 1
+        ):
+            self._pass(task)
+            return
+        # The rest is what a pass comes to, if there is nothing to do but this task's step.
+        runner = self.runner
+        resume, value = task._next_send_fn, task._next_send
+        task._next_send_fn = task._next_send = None
+        assert resume is not None
+        _context.task = task
+        try:
+            try:
+                said = task.context.run(resume, value)
+            except BaseException as error:
+                self._exited(task, error)
+                return
+            if said is CancelShieldedCheckpoint:
+                task._schedule_points += 1
+                runner.reschedule(task)
+            elif type(said) is WaitTaskRescheduled:
+                task._schedule_points += 1
+                task._cancel_points += 1
+                task._abort_func = said.abort_func
+                if task._cancel_status.effectively_cancelled:
+                    task._attempt_delivery_of_any_pending_cancel()
+            else:  # trio hears it once more, and knows what to do
+                task._next_send_fn = functools.partial(_say, said)
+                self._pass(task)
+                return
+        except BaseException as error:
+            self._pass(None, error)
+            raise AssertionError("trio goes on after an internal error") from error
+        del _context.task
+
+    def _exited(self, task: trio.lowlevel.Task, error: BaseException) -> None:
+        """A task has ended, with its result in a `StopIteration`, or with an exception."""
+        result: outcome.Outcome[object]
+        if isinstance(error, StopIteration):
+            result = outcome.Value(error.value)
+        else:
+            traceback = error.__traceback__
+            assert traceback is not None
+            result = outcome.Error(error.with_traceback(traceback.tb_next))  # without `step`
+            del traceback
+        try:
+            self.runner.task_exited(task, result)
+        finally:
+            del error, result  # they would hold each other
+        del _context.task
+        if not self.runner.tasks:
+            self._pass(None)
+
+    def _pass(self, task: trio.lowlevel.Task | None, error: BaseException | None = None) -> None:
+        """Let trio make a pass: expire what is due, and run a task; or end with an error."""
         self._queue.set(task)
         try:
-            self._advance(self._events)
+            if error is None:
+                self._advance(self._events)
+            else:
+                self._passes.throw(error)
         except StopIteration:
             self._finish()
         except BaseException:
@@ -362,6 +425,10 @@ class Loop:
                 for nursery in task.child_nurseries:
                     nursery._children.clear()  # it would complain of them
                 _close(task.coro)
+
+
+def _say(said: object, _: object) -> object:
+    return said
 
 
 def _never() -> float:

@@ -159,7 +159,7 @@ class Runs:
             lag=self._lag,
             max_time=self._max_time,
             starvation=self._starvation,
-            checks=self._checks,
+            checks=list(self._checks),
             recorder=recorder or getattr(chooser, "recorder", None),
             chance=chance,
         )

@@ -31,7 +31,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from threading import get_ident as real_ident
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 import attrs
 import outcome
@@ -201,6 +201,9 @@ class SimulatedThread:
         return f"<SimulatedThread {self.name}>"
 
 
+# Slots, as they are looked at many times in each step; and neither validators nor converters, which
+# would make each assignment a call.
+@attrs.define(eq=False, repr=False)
 class Simulation:
     """One run of an async function, under control.
 
@@ -219,93 +222,108 @@ class Simulation:
             doesn't come by chance.
     """
 
-    current: Simulation | None = None
+    current: ClassVar[Simulation | None] = None
     """The one that runs, in the OS thread that runs it."""
 
-    def __init__(
-        self,
-        chooser: Chooser,
-        *,
-        max_steps: float = 100_000,
-        fairness: int | None = None,
-        lag: float = math.inf,
-        max_time: float = math.inf,
-        starvation: float = math.inf,
-        checks: tuple[Callable[[], object], ...] = (),
-        recorder: Recorder | None = None,
-        chance: Callable[[str], random.Random] | None = None,
-    ) -> None:
-        self.clock = VirtualClock()
-        self.turns: list[Turn] = []
-        self.decisions = 0
-        self._deviated: list[tuple[int, str, bool, str, bool]] = []
-        self.trace: list[int] = []
-        self.threads: list[SimulatedThread] = []
-        self.unjoined: list[str] = []
-        """The threads that were started and have not been joined, by name."""
-        self.failure: BaseException | None = None
-        self.failed_at = -1
-        self.may_pass_time = False
-        self.may_fault = False
-        """Whether a fault may be injected instead of each decision."""
-        self.faults: Faults | None = None
-        self.fault: Turn | None = None
-        self.chance = chance
-        self._chooser = chooser
-        self._wants_time = chooser.wants_time
-        self._lag = lag
-        self._rested_at = 0.0
-        self._max_steps = max_steps
-        self.fairness = fairness
-        self._max_time = max_time
-        self._starvation = starvation
-        self.checks = list(checks)
-        self.queues: dict[Queue[Any], None] = {}
-        """Every queue that something receives, or has received, from: mailboxes, sockets."""
-        self.checks_at_rest: list[Callable[[], object]] = [self._check_queues]
-        """Called when nothing can happen until time passes; what one raises is the failure."""
-        self.recorder = recorder
-        self.instead: Turn | None = None
-        self._holds = False  # whether there was ever a turn that is held
-        self._fresh: list[trio.lowlevel.Task] = [] if recorder is None else recorder.fresh()
-        self._known: dict[trio.lowlevel.Task, Turn] = {}
-        self._thread_of: dict[object, SimulatedThread] = {}
-        self._timers: list[tuple[float, int, Turn]] = []
-        self._orders = itertools.count()
-        self._names: dict[str, int] = {}
-        self.ids = itertools.count(1)
-        """For what has to be unique, and the same in each run of a schedule."""
-        self._idents = itertools.count(1)
-        self._turn: Turn | None = None
-        self.stepping = False
-        """Whether what runs is a task's step, and not what takes place between two steps."""
-        self.is_over = False
-        self.locks: Locks | None = None
-        """What stands for locks, if threads may be stopped in the midst of a step."""
-        self.locked = 0
-        """How many of those are taken."""
-        self.stops: list[Stop] = []
-        """Where steps were stopped in their midst, counted from the start of the run."""
-        self.patient = False
-        """Whether who is stopped in the midst of a step waits as long as anything else can happen,
-        whatever the chooser says."""
-        self._deferred: list[Turn] = []
-        self._preempted = 0
-        self._stopped: Turn | None = None
-        self.at_end: list[Callable[[], object]] = []
-        """Called when the run is over."""
-        self._entered: SimulatedThread | None = None
-        self._root = getcurrent()
-        self.os_thread = 0
-        self.kept: list[tuple[Callable[[], Any], Callable[[Any], object]]] = []
-        """How to take away and to give back what belongs to an OS thread, here to each."""
-        self.descriptors: dict[int, Descriptor] = {}
-        """What the tasks of all threads may wait for; `_descriptors.Descriptor`."""
-        self.sockets: Any = None
-        """The world of simulated ZMQ sockets; `_zmq` makes it with the first one."""
-        self.cancelling: list[trio.lowlevel.Task] | None = None
-        """Who is to be told of the cancellation that trio looks for; None: it looks for none."""
-        self._cancel_all: list[tuple[SimulatedThread, trio.CancelScope]] = []
+    _chooser: Chooser
+    _max_steps: float = attrs.field(default=100_000, kw_only=True)
+    fairness: int | None = attrs.field(default=None, kw_only=True)
+    _lag: float = attrs.field(default=math.inf, kw_only=True)
+    _max_time: float = attrs.field(default=math.inf, kw_only=True)
+    _starvation: float = attrs.field(default=math.inf, kw_only=True)
+    checks: list[Callable[[], object]] = attrs.field(factory=list, kw_only=True)
+    recorder: Recorder | None = attrs.field(default=None, kw_only=True)
+    chance: Callable[[str], random.Random] | None = attrs.field(default=None, kw_only=True)
+
+    # What is next
+
+    turns: list[Turn] = attrs.field(factory=list, init=False)
+    decisions: int = attrs.field(default=0, init=False)
+    trace: list[int] = attrs.field(factory=list, init=False)
+    instead: Turn | None = attrs.field(default=None, init=False)
+    _deviated: list[tuple[int, str, bool, str, bool]] = attrs.field(factory=list, init=False)
+    _turn: Turn | None = attrs.field(default=None, init=False)
+    _fresh: list[trio.lowlevel.Task] = attrs.field(init=False)
+    _known: dict[trio.lowlevel.Task, Turn] = attrs.field(factory=dict, init=False)
+    _orders: Iterator[int] = attrs.field(factory=itertools.count, init=False)
+    _names: dict[str, int] = attrs.field(factory=dict, init=False)
+    _holds: bool = attrs.field(default=False, init=False)
+    """Whether there was ever a turn that is held."""
+    stepping: bool = attrs.field(default=False, init=False)
+    """Whether what runs is a task's step, and not what takes place between two steps."""
+    ids: Iterator[int] = attrs.field(factory=functools.partial(itertools.count, 1), init=False)
+    """For what has to be unique, and the same in each run of a schedule."""
+
+    # Time
+
+    clock: VirtualClock = attrs.field(factory=VirtualClock, init=False)
+    may_pass_time: bool = attrs.field(default=False, init=False)
+    _wants_time: bool = attrs.field(init=False)
+    _timers: list[tuple[float, int, Turn]] = attrs.field(factory=list, init=False)
+    _rested_at: float = attrs.field(default=0.0, init=False)
+
+    # Threads
+
+    threads: list[SimulatedThread] = attrs.field(factory=list, init=False)
+    unjoined: list[str] = attrs.field(factory=list, init=False)
+    """The threads that were started and have not been joined, by name."""
+    os_thread: int = attrs.field(default=0, init=False)
+    kept: list[tuple[Callable[[], Any], Callable[[Any], object]]] = attrs.field(
+        factory=list, init=False
+    )
+    """How to take away and to give back what belongs to an OS thread, here to each."""
+    _thread_of: dict[object, SimulatedThread] = attrs.field(factory=dict, init=False)
+    _idents: Iterator[int] = attrs.field(factory=functools.partial(itertools.count, 1), init=False)
+    _entered: SimulatedThread | None = attrs.field(default=None, init=False)
+    _root: greenlet = attrs.field(factory=getcurrent, init=False)
+
+    # Threads that are stopped in the midst of a step
+
+    locks: Locks | None = attrs.field(default=None, init=False)
+    """What stands for locks, if threads may be stopped in the midst of a step."""
+    locked: int = attrs.field(default=0, init=False)
+    """How many of those are taken."""
+    stops: list[Stop] = attrs.field(factory=list, init=False)
+    """Where steps were stopped in their midst, counted from the start of the run."""
+    patient: bool = attrs.field(default=False, init=False)
+    """Whether who is stopped in the midst of a step waits as long as anything else can happen,
+    whatever the chooser says."""
+    _deferred: list[Turn] = attrs.field(factory=list, init=False)
+    _preempted: int = attrs.field(default=0, init=False)
+    _stopped: Turn | None = attrs.field(default=None, init=False)
+
+    # The world around
+
+    faults: Faults | None = attrs.field(default=None, init=False)
+    may_fault: bool = attrs.field(default=False, init=False)
+    """Whether a fault may be injected instead of each decision."""
+    fault: Turn | None = attrs.field(default=None, init=False)
+    queues: dict[Queue[Any], None] = attrs.field(factory=dict, init=False)
+    """Every queue that something receives, or has received, from: mailboxes, sockets."""
+    descriptors: dict[int, Descriptor] = attrs.field(factory=dict, init=False)
+    """What the tasks of all threads may wait for; `_descriptors.Descriptor`."""
+    sockets: Any = attrs.field(default=None, init=False)
+    """The world of simulated ZMQ sockets; `_zmq` makes it with the first one."""
+
+    # The end
+
+    failure: BaseException | None = attrs.field(default=None, init=False)
+    failed_at: int = attrs.field(default=-1, init=False)
+    is_over: bool = attrs.field(default=False, init=False)
+    checks_at_rest: list[Callable[[], object]] = attrs.field(init=False)
+    """Called when nothing can happen until time passes; what one raises is the failure."""
+    at_end: list[Callable[[], object]] = attrs.field(factory=list, init=False)
+    """Called when the run is over."""
+    cancelling: list[trio.lowlevel.Task] | None = attrs.field(default=None, init=False)
+    """Who is to be told of the cancellation that trio looks for; None: it looks for none."""
+    _cancel_all: list[tuple[SimulatedThread, trio.CancelScope]] = attrs.field(
+        factory=list, init=False
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self._fresh = [] if self.recorder is None else self.recorder.fresh()
+        self._wants_time = self._chooser.wants_time
+        self.checks_at_rest = [self._check_queues]
 
     # ----------------------------------------------------------------------------- the run
 
@@ -391,18 +409,30 @@ class Simulation:
 
     def _serve(self, thread: SimulatedThread) -> None:
         """What the greenlet of a thread does, until its loop has finished."""
+        loop = thread.loop
         while (turn := self._turn) is not None:
             if turn.thread is not thread:
                 self._switch_to(turn)
                 continue
-            assert turn.task is not None
+            task = turn.task
+            assert task is not None
             if self.faults is not None and self.failure is None:
-                self.faults.before_step(turn.task)
-            self._step(thread, turn.task)
+                self.faults.before_step(task)
+            if self._entered is not thread:
+                self._entered = thread
+                loop.enter()
+            self.stepping = True
+            try:
+                loop.step(task)
+            except BaseException as error:
+                self._died(thread, error)
+            self.stepping = False
+            if loop.finished:
+                self._end_of(thread)
             if self._turn is not turn:
                 return  # the run is over: the step was blocked, and has been abandoned
             self._turn = self._decide()
-            if thread.loop.finished:
+            if loop.finished:
                 return
 
     def _switch_to(self, turn: Turn) -> None:
@@ -414,27 +444,30 @@ class Simulation:
             going_on.switch()
 
     def _step(self, thread: SimulatedThread, task: trio.lowlevel.Task | None) -> None:
+        """Let a loop make a step in between: it is nobody's turn."""
         before = self._entered
         if thread is not before:
-            self._entered = thread
-            thread.loop.enter()
-        within, self.stepping = self.stepping, self._turn is not None and self._turn.task is task
+            self.enter(thread)
+        within, self.stepping = self.stepping, False
         try:
             thread.loop.step(task)
-        except BaseException as error:  # trio's own: the loop is dead, with tasks in it
-            self.fail(error)
-            runner = thread.loop.runner
-            self.turns[:] = [each for each in self.turns if each.thread is not thread]
-            self._fresh[:] = [each for each in self._fresh if each._runner is not runner]
+        except BaseException as error:
+            self._died(thread, error)
         self.stepping = within
         if thread.loop.finished:
-            self._entered = None
             self._end_of(thread)
         elif task is None and before is not None and before is not thread:
-            self._entered = before
-            before.loop.enter()
+            self.enter(before)
+
+    def _died(self, thread: SimulatedThread, error: BaseException) -> None:
+        """A loop has ended with an error of trio's own, and with tasks in it."""
+        self.fail(error)
+        runner = thread.loop.runner
+        self.turns[:] = [each for each in self.turns if each.thread is not thread]
+        self._fresh[:] = [each for each in self._fresh if each._runner is not runner]
 
     def _end_of(self, thread: SimulatedThread) -> None:
+        self._entered = None
         self.threads.remove(thread)
         result = thread.loop.runner.main_task_outcome
         if result is None:
@@ -622,16 +655,17 @@ class Simulation:
         """Put into the list what has become possible; return which is the default."""
         fresh = self._fresh
         known = self._known
-        turns = self.turns
-        if len(fresh) > 1:
+        if len(fresh) == 1:
+            task = fresh.pop()
+            new: tuple[Turn, ...] | list[Turn] = (known.get(task) or self._register(task),)
+        else:
             new = [known.get(task) or self._register(task) for task in fresh]
             new.sort(key=_order)
-        else:
-            task = fresh[0]
-            new = [known.get(task) or self._register(task)]
-        fresh.clear()
+            fresh.clear()
+        turns = self.turns
+        now = self.decisions
         for turn in new:
-            turn.since = self.decisions
+            turn.since = now
             assert turn.thread is not None
             if turn.thread.blocked is not None:
                 turn.thread.held.append(turn)
