@@ -49,12 +49,16 @@ class NotedRaiser:
 
     def __init__(self) -> None:
         self.strikes = 0
+        self.strikes_on = 0
         self.withdrawals = 0
         self.missed = False
 
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         self.strikes += 1
         return True
+
+    def strike_on(self) -> None:
+        self.strikes_on += 1
 
     def withdraw(self) -> None:
         self.withdrawals += 1
@@ -468,6 +472,21 @@ async def test_a_strike_that_has_missed_is_tried_again_in_a_later_step() -> None
         raiser.missed = True  # a signal for another piece, which has the same raiser
         assert guard.strike_each_once(1)
         assert raiser.strikes == 2
+
+    await run_cell(guard, cell, raiser)
+
+
+async def test_a_strike_goes_on_until_its_piece_has_settled() -> None:
+    guard, raiser = CellGuard(), NotedRaiser()
+
+    async def cell() -> None:
+        guard.begin_end(1, EndReason.INTERRUPTED)
+        for _ in range(3):
+            assert guard.strike_each_once(1)
+        assert (raiser.strikes, raiser.strikes_on) == (1, 2)
+        await trio.lowlevel.checkpoint()
+        assert guard.strike_each_once(1)
+        assert (raiser.strikes, raiser.strikes_on) == (1, 2)
 
     await run_cell(guard, cell, raiser)
 
@@ -1139,6 +1158,47 @@ def test_a_signal_of_our_own_is_raised_and_the_users_is_not() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are for the process there")
+def test_a_signal_that_comes_too_late_to_interrupt_a_call_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raiser, interrupts = SignalRaiser(), []
+    sent: list[int] = []
+    send = signal.pthread_kill
+
+    def send_the_first_elsewhere(thread: int, number: int) -> None:
+        sent.append(thread)
+        send(thread if len(sent) > 1 else threading.get_ident(), number)
+
+    def strike() -> None:
+        runs.wait()
+        raiser.strike()
+        while not done.wait(0.01):
+            raiser.strike_on()
+
+    monkeypatch.setattr(signal, "pthread_kill", send_the_first_elsewhere)
+    runs, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=strike)
+    with raiser.installed(lambda: interrupts.append("the user's")):
+        thread.start()
+        try:
+            begin = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                runs.set()
+                threading.Event().wait(HANG)
+                raise AssertionError("the signal was not handled at all")
+        finally:
+            done.set()
+            thread.join()
+        assert time.monotonic() - begin < HANG, "it was handled at the end of the call"
+        assert interrupts == [], "none of them is the user's"
+        raiser.strike_on()
+        assert set(sent) == {threading.main_thread().ident}
+        count = len(sent)
+        raiser.strike_on()
+        assert len(sent) == count, "what has struck strikes no more"
+
+
 def strike_and_wait(raiser: SignalRaiser) -> None:
     runs = threading.Event()  # nothing strikes while a thread is being started
 
@@ -1148,5 +1208,7 @@ def strike_and_wait(raiser: SignalRaiser) -> None:
 
     threading.Thread(target=strike).start()
     runs.set()
-    threading.Event().wait(HANG)
+    deadline = time.monotonic() + HANG
+    while time.monotonic() < deadline:
+        threading.Event().wait(0.1)  # a signal that comes just before it doesn't interrupt it
     raise AssertionError("the signal didn't interrupt the wait")

@@ -88,6 +88,9 @@ class MissingRaiser:
         self.strikes += 1
         return self.strikes == 1 or self._raiser.strike(error)
 
+    def strike_on(self) -> None:
+        self._raiser.strike_on()
+
     def withdraw(self) -> None:
         self._raiser.withdraw()
 
@@ -400,6 +403,9 @@ class RefusingRaiser:
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         self.strikes += 1
         return self.strikes > 1 and self._raiser.strike(error)
+
+    def strike_on(self) -> None:
+        self._raiser.strike_on()
 
     def withdraw(self) -> None:
         self._raiser.withdraw()

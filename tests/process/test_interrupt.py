@@ -17,6 +17,18 @@ from ._client import Client, Kernel
 #: A thread that is not the main one can't be called back from this by any means that Python has.
 LOCK = "import threading; print('in'); threading.Event().wait()"
 
+#: Here the signal of an interrupt comes when its thread has just looked whether there is one.
+TOO_LATE = """
+import signal, threading
+send = signal.pthread_kill
+def send_to_another(thread, number):
+    signal.pthread_kill = send
+    send(threading.get_ident(), number)
+signal.pthread_kill = send_to_another
+print("in")
+threading.Event().wait()
+"""
+
 
 def test_an_interrupt_ends_a_cell_of_the_main_shell(client: Client) -> None:
     for what, code in {**GENTLE, "lock": LOCK}.items():
@@ -33,6 +45,15 @@ def test_an_interrupt_ends_a_cell_of_the_main_shell(client: Client) -> None:
         assert cell.output_types() == ["stream", "error"]
         assert queued.finished()["status"] == "aborted"
         assert client.execute("1 + 1").result() == "2"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are for the process there")
+def test_an_interrupt_ends_a_call_that_begins_as_its_signal_comes(client: Client) -> None:
+    cell = client.execute(TOO_LATE)
+    cell.wait_published("stream", "in")
+    client.request("interrupt_request", channel="control").ok()
+    assert cell.error()["ename"] == "KeyboardInterrupt"
+    assert client.evaluate("signal.pthread_kill is send") == "True"
 
 
 def test_an_interrupt_ends_a_cell_of_a_subshell(client: Client) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from .kernels import the_simulation
 
 @contextmanager
 def before_a_line(
-    module: ModuleType, lines: int, what: str, do: Callable[[], object]
+    module: ModuleType, lines: int, what: str, do: Callable[[], object], *, times: int = 1
 ) -> Iterator[None]:
     """Do something before one of the first lines that a module runs within this block, or never.
 
@@ -23,18 +23,17 @@ def before_a_line(
         lines: how many of its lines come into question.
         what: what is done, for people.
         do: does it; what it raises is raised there.
+        times: before how many lines it may be done.
     """
-    chosen = the_simulation().which(*(f"{what} at line {each}" for each in range(lines)))
-    left = math.inf if chosen is None else int(chosen.rpartition(" ")[2])
+    names = [f"{what} at line {each}" for each in range(lines)]
+    chosen = [the_simulation().which(*names) for _ in range(times)]
+    count = itertools.count()
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal left
         if frame.f_code.co_filename != module.__file__:
             return None
-        if event == "line":
-            left -= 1
-            if left == -1:
-                do()
+        if event == "line" and f"{what} at line {next(count)}" in chosen:
+            do()
         return trace
 
     before = sys.gettrace()

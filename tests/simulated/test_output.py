@@ -297,6 +297,9 @@ class RaisesHere:
     def strike(self, error: type[KeyboardInterrupt] = KeyboardInterrupt) -> bool:
         raise error
 
+    def strike_on(self) -> None:
+        """It has struck."""
+
     def withdraw(self) -> None:
         """It has been raised already."""
 

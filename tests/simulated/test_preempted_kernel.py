@@ -151,6 +151,9 @@ class _Raiser:
         self.is_pending = True
         return True
 
+    def strike_on(self) -> None:
+        """It is pending already."""
+
     def withdraw(self) -> None:
         self.is_pending = False
 
@@ -732,27 +735,59 @@ async def test_the_end_of_the_parent_is_noticed_however_early(
     await in_threads(waits=waits, ends=ends)
 
 
+class Signals:
+    """Stand in for the system: a signal waits until it `comes`; two that wait are one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._handlers: list[Any] = [signal.default_int_handler]
+        self._waits = False
+        monkeypatch.setattr(_raisers.signal, "signal", self._install)
+        monkeypatch.setattr(_raisers.signal, "pthread_kill", self._send, raising=False)
+        monkeypatch.setattr(_raisers, "_withdraw", lambda thread: None)
+
+    def _install(self, number: int, handler: Any) -> Any:
+        self._handlers.append(handler)
+        return self._handlers[-2]
+
+    def _send(self, *_: object) -> None:
+        self._waits = True
+
+    def comes(self) -> None:
+        """The main thread handles it, if there is one."""
+        if self._waits:
+            self._waits = False
+            self._handlers[-1](signal.SIGINT, None)
+
+
 @explore_schedules(60)
 async def test_our_signal_is_never_the_users_though_it_comes_as_it_is_withdrawn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    handlers: list[Any] = [signal.default_int_handler]
+    signals, raiser = Signals(monkeypatch), SignalRaiser()
+    interrupts: list[str] = []
+    with raiser.installed(lambda: interrupts.append("by the user")):
+        raiser.strike()
+        with before_a_line(_raisers, 8, "the signal", signals.comes), suppress(KeyboardInterrupt):
+            raiser.withdraw()
+    assert not interrupts
 
-    def install(number: int, handler: Any) -> Any:
-        handlers.append(handler)
-        return handlers[-2]
 
-    monkeypatch.setattr(_raisers.signal, "signal", install)
-    monkeypatch.setattr(_raisers.signal, "pthread_kill", lambda *_: None, raising=False)
-    monkeypatch.setattr(_raisers, "_withdraw", lambda thread: None)
-    raiser = SignalRaiser()
+@explore_schedules(60)
+async def test_our_signal_strikes_once_though_it_comes_as_it_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    signals, raiser = Signals(monkeypatch), SignalRaiser()
     interrupts: list[str] = []
 
     def comes() -> None:
-        handlers[-1](signal.SIGINT, None)
+        try:
+            signals.comes()
+        except KeyboardInterrupt:
+            interrupts.append("by us")
 
     with raiser.installed(lambda: interrupts.append("by the user")):
         raiser.strike()
-        with before_a_line(_raisers, 8, "the signal", comes), suppress(KeyboardInterrupt):
-            raiser.withdraw()
-    assert not interrupts
+        with before_a_line(_raisers, 8, "a signal", comes, times=2):
+            raiser.strike_on()
+        comes()
+    assert interrupts == ["by us"]

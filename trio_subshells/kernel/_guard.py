@@ -121,6 +121,12 @@ class Raiser(Protocol):
         something that is not to be torn apart: then it is to be tried again.
         """
 
+    def strike_on(self) -> None:
+        """See to it that the last strike, if it has neither struck nor missed yet, still may.
+
+        Called from another thread, now and then.
+        """
+
     def withdraw(self) -> None:
         """Take back what has not struck yet. Called in that thread."""
 
@@ -200,6 +206,11 @@ class Exposure:
     def missed(self) -> bool:
         """Whether a strike was under way, and has come to nothing."""
         return self.raised and self._raiser.missed
+
+    def strike_on(self) -> None:
+        """See to it that a strike that is under way still strikes. Under the guard's lock."""
+        if self.raised:
+            self._raiser.strike_on()
 
     def is_of(self, generation: int) -> bool:
         """Whether it belongs to that cell."""
@@ -479,19 +490,22 @@ class CellGuard:
         """Rung 2, for what of the cell has not been hit yet since it was last wanted to end.
 
         What has been hit is cleaning up, and another strike would disturb that; but a strike may
-        have come to nothing, and some of the cell may have been where nothing strikes.
+        have come to nothing, or be still on its way, and some of the cell may have been where
+        nothing strikes.
 
         Returns whether all of it has been hit.
         """
         with self.lock:
             if not self._is_running(generation):
                 return True
-            others = [
-                exposure
-                for exposure in self._exposures
-                if exposure.is_of(generation) and (exposure.hit_in < self.ends or exposure.missed)
-            ]
-            struck = [exposure.strike(firmly=False) for exposure in others]
+            struck = []
+            for exposure in self._exposures:
+                if not exposure.is_of(generation):
+                    continue
+                if exposure.hit_in < self.ends or exposure.missed:
+                    struck.append(exposure.strike(firmly=False))
+                else:
+                    exposure.strike_on()
             if any(struck):
                 self._hit_in = self.ends
         return all(struck)

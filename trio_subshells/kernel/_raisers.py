@@ -156,6 +156,9 @@ class AsyncRaiser:
         """Never: it is looked first where the thread is, and at once that something is raised."""
         return False
 
+    def strike_on(self) -> None:
+        """Nothing: what is to be raised is raised as soon as the thread runs Python code."""
+
     def withdraw(self) -> None:
         """Take back what has not been raised yet."""
         _withdraw(self.thread)
@@ -167,7 +170,7 @@ class SignalRaiser:
     def __init__(self) -> None:
         self._pending = False
         self._error = KeyboardInterrupt
-        self._withdrawn_until = 0.0  # time.monotonic()
+        self._ours_until = 0.0  # time.monotonic(): one that comes before may be ours
         self._missed = False
         ident = threading.main_thread().ident
         assert ident is not None
@@ -179,11 +182,27 @@ class SignalRaiser:
         self._error = error
         self._missed = False
         self._pending = True
+        self._send()
+        return True
+
+    def strike_on(self) -> None:
+        """Send the signal once more, if it has not been handled yet.
+
+        A thread handles it before its next bytecode, and a system call returns for that; but there
+        is a moment between the last look for signals and a system call, in which one that comes is
+        seen only when the call returns, however long that takes.
+        """
+        if self._pending:
+            # If the first one is handled just now, this one is another, and nobody's.
+            self._ours_until = time.monotonic() + ON_ITS_WAY
+            self._send()
+
+    @like_the_users
+    def _send(self) -> None:
         if hasattr(signal, "pthread_kill"):
             signal.pthread_kill(self._thread, signal.SIGINT)
         else:  # Windows: sets the event that its time.sleep() waits for
             signal.raise_signal(signal.SIGINT)
-        return True
 
     @property
     def missed(self) -> bool:
@@ -193,7 +212,7 @@ class SignalRaiser:
     def withdraw(self) -> None:
         """Take back what has not been raised yet. The signal still comes, and does nothing then."""
         if self._pending:
-            self._withdrawn_until = time.monotonic() + ON_ITS_WAY
+            self._ours_until = time.monotonic() + ON_ITS_WAY
             self._pending = False
         _withdraw(self._thread)
 
@@ -217,8 +236,8 @@ class SignalRaiser:
                     self._missed = True  # the ladder tries again
                     return
                 raise self._error
-            if time.monotonic() < self._withdrawn_until:
-                self._withdrawn_until = 0.0
+            if time.monotonic() < self._ours_until:
+                self._ours_until = 0.0
                 return
             on_interrupt()
 

@@ -558,6 +558,9 @@ class SimulatedRaiser:
         """Never: what it was told to raise is raised, or withdrawn."""
         return False
 
+    def strike_on(self) -> None:
+        """Nothing: it is on its way until it has arrived."""
+
     def withdraw(self) -> None:
         """Take back what hasn't been raised yet."""
         self._simulation.withdraw(self._thread)
