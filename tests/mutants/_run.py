@@ -113,7 +113,10 @@ class _Watch:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         from trio_subshells.testing import _explore
 
-        for how in self._others:
+        # A test that explores nothing isn't run otherwise; by pytest-trio, it couldn't be.
+        explores = not item.get_closest_marker("trio") and _explore.settings.get(None)
+        others = self._others if explores else ()
+        for how in others:
             with (
                 _exploring_by(how),
                 mock.patch.object(_explore, "shrink", lambda found, *_, **__: found),
@@ -258,8 +261,8 @@ def measure(mutant: Mutant, schedules: int, seconds: float) -> dict[str, Result]
     options = ["--schedules", str(schedules), "--seconds", str(seconds), "--all"]
     result, others = _in_a_process(["run", mutant.name, "--json", *options], 120)
     if not result.caught:  # one of the others has made it hang
-        result = run(mutant)
-    return {STRATEGIES[0]: result, **others}
+        return {STRATEGIES[0]: run(mutant)}
+    return {STRATEGIES[0]: result, **(others or dict.fromkeys(STRATEGIES[1:], result))}
 
 
 def steadiness(mutant: Mutant, seeds: int) -> list[bool]:

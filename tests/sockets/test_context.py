@@ -175,6 +175,8 @@ def test_who_waits_is_told_though_another_task_is_the_first_to_hear_of_it() -> N
                 with pytest.raises(trio.BrokenResourceError):
                     while True:  # without a checkpoint: nobody looks at the descriptor meanwhile
                         socket.get(zmq.EVENTS)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
 
     async def receive(socket: Socket) -> None:
         try:
