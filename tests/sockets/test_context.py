@@ -231,14 +231,22 @@ def test_the_end_waits_for_who_lingers_longest(
         patient.send_nowait([b"last words"])
         patient.close()
     received: list[bytes] = []
+    waits = threading.Event()
+
+    class Ending(threading.Thread):
+        def join(self, timeout: float | None = None) -> None:
+            waits.set()
+            super().join(timeout)
 
     def take() -> None:
+        assert waits.wait(60)
         with zmq.Context() as other, other.socket(zmq.PULL) as pull:
             pull.bind(url)
             received.append(pull.recv())
 
     thread = threading.Thread(target=take)
     thread.start()
+    monkeypatch.setattr(threading, "Thread", Ending)
     context.close()
     thread.join(60)
     assert received == [b"last words"]
