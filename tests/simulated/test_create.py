@@ -238,7 +238,7 @@ async def test_a_block_is_left_when_its_subshell_has_ended(cancelled: bool) -> N
         await check(kernel.client)
 
 
-@explore_schedules(100)
+@explore_schedules(150)
 async def test_a_shutdown_overtakes_creates() -> None:
     async with simulated_kernel(SlowToCome()) as kernel:
         client = kernel.client

@@ -204,7 +204,7 @@ async def test_a_queue_loses_nothing(
 
 
 @pytest.mark.parametrize("put", [_Use.put, _Use.put_and_withdraw, _Use.put_nowait])
-@explore_schedules(60, preempt=["trio_subshells.actors._queue"])
+@explore_schedules(200, preempt=["trio_subshells.actors._queue"])
 async def test_what_is_discarded_is_all_that_was_accepted(
     put: Callable[[_Use, str], Awaitable[None]],
 ) -> None:
@@ -523,7 +523,7 @@ _DEEDS = (
 @pytest.mark.parametrize(
     "deeds", list(itertools.combinations_with_replacement(_DEEDS, 2)), ids=_names
 )
-@explore_schedules(100, preempt=["trio_subshells.actors._supervision"])
+@explore_schedules(250, preempt=["trio_subshells.actors._supervision"])
 async def test_all_see_one_end(
     deeds: tuple[Callable[[_Witness], Awaitable[None]], ...],
     host: actors.Host,

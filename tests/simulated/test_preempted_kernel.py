@@ -424,7 +424,7 @@ async def test_what_was_raised_is_withdrawn_though_the_next_strike_was_refused(
     await in_threads(runs=runs, strikes=strikes)
 
 
-@explore_schedules(150, preempt=["trio_subshells.kernel._guard"])
+@explore_schedules(800, preempt=["trio_subshells.kernel._guard"])
 async def test_nothing_is_raised_once_it_has_been_withdrawn() -> None:
     guard, raiser, begun, goes_on = CellGuard(), _Raiser(), Flag(), threading.Event()
 
@@ -502,7 +502,7 @@ def _sleep_in(guard: CellGuard) -> None:
     exposure.sleep(0)
 
 
-@explore_schedules(300, preempt=["trio_subshells.kernel._guard"])
+@explore_schedules(800, preempt=["trio_subshells.kernel._guard"])
 async def test_an_interrupt_never_renames_the_end_of_a_subshell() -> None:
     """Whichever came first: it is the end of the subshell that clients hear of."""
     guard, begun = CellGuard(), Flag()

@@ -149,7 +149,7 @@ async def test_large_messages_that_have_come_before_an_error_are_aborted() -> No
             await check(kernel.client)
 
 
-@explore_schedules(40)
+@explore_schedules(100)
 async def test_a_large_message_keeps_its_place() -> None:
     async with simulated_kernel(WordsKernel()) as kernel:
         first = kernel.client.execute_soon("fail")

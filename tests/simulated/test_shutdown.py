@@ -265,7 +265,7 @@ async def serve(
     await starting.serve(words, network, scope, on_unjoinable=unjoinable, task_status=task_status)
 
 
-@explore_schedules(40)
+@explore_schedules(150)
 async def test_who_comes_early_is_served() -> None:
     words = SlowToStart()
     network = Network(the_simulation())
@@ -605,7 +605,7 @@ async def test_what_is_asked_while_a_start_is_cancelled_has_not_met_a_dead_kerne
 
 
 @pytest.mark.parametrize("steps", [0, 5, 10, 20])
-@explore_schedules(40, lag=0)
+@explore_schedules(200, lag=0)
 async def test_a_start_that_is_cancelled_at_any_moment_ends_at_once(steps: int) -> None:
     """Nothing runs yet that would have to be ended, or waited for."""
     scope = trio.CancelScope()

@@ -139,7 +139,7 @@ async def test_both_directions_go_on_while_both_are_full() -> None:
     assert received == [b"%d" % number for number in range(count + 2)]
 
 
-@explore_schedules(400, max_steps=FEW_STEPS)
+@explore_schedules(800, max_steps=FEW_STEPS)
 async def test_a_sender_is_woken_though_a_receiver_waits() -> None:
     """There will be a message only once there was room."""
     with open_context() as context, open_pair(context, sndhwm=1, rcvhwm=1) as (left, right):
@@ -230,7 +230,7 @@ async def test_a_slow_peer_keeps_nobody_busy() -> None:
         await idle.send([b"done"])
 
 
-@explore_schedules(150, max_steps=FEW_STEPS)
+@explore_schedules(300, max_steps=FEW_STEPS)
 async def test_a_slow_peer_holds_up_no_other() -> None:
     """It reads only once another has been heard; and then the message for it is sent at last."""
     async with (
