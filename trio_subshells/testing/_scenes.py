@@ -402,8 +402,8 @@ def _choose_named(recorder: Recorder, error: BaseException, place: Place | None)
 def _exchanges(values: Mapping[str, object], names: frozenset[str]) -> list[Exchange]:
     """What a line has asked a kernel, by the names that it mentions; also a few in a list."""
     found: list[Exchange] = []
-    for name in names & values.keys():
-        value = values[name]
+    for name in names:
+        value = values.get(name)
         each = value if isinstance(value, list | tuple) else [value]
         if len(each) <= _MOST_NAMED:
             found += [one for one in each if isinstance(one, Exchange)]
