@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -260,13 +261,28 @@ def test_a_thread_that_nobody_joins_is_a_failure(monkeypatch: pytest.MonkeyPatch
     assert "system/counter" in str(failed.value.__cause__)
 
 
+def test_the_main_thread_is_that_which_explores() -> None:
+    async def body() -> None:
+        assert threading.current_thread() is exploring
+        logging.getLogger("somebody").error("asks for the thread, too")
+
+    exploring = threading.current_thread()
+    before = threading.enumerate()
+    once(body)
+    assert threading.enumerate() == before
+
+
 def test_outside_of_a_simulation_everything_is_real() -> None:
     async def body() -> None:
         await trio.lowlevel.checkpoint()
 
-    functions = threading.get_ident, time.monotonic, time.sleep, trio.to_thread.run_sync
+    def replaced() -> tuple[object, ...]:
+        threads = threading.get_ident, threading.current_thread
+        return (*threads, time.monotonic, time.sleep, trio.to_thread.run_sync)
+
+    before = replaced()
     once(body)
-    assert (threading.get_ident, time.monotonic, time.sleep, trio.to_thread.run_sync) == functions
+    assert replaced() == before
 
 
 @pytest.mark.parametrize("host", [actors.TaskHost(), actors.ThreadHost()], ids=["task", "thread"])

@@ -68,10 +68,12 @@ def _get_ident() -> int:
     return _real_ident() if thread is None else thread.ident
 
 
-def _current_thread() -> threading.Thread:
+def _current_thread(exploring: threading.Thread) -> threading.Thread:
     thread = _thread()
-    if thread is None or thread.name == "main":
+    if thread is None:
         return _real_current()
+    if thread.name == "main":
+        return exploring  # the real function would look for the simulated identifier
     if thread.stand_in is None:
         thread.stand_in = threading.Thread(name=thread.name, daemon=True)  # never started
     return thread.stand_in
@@ -248,7 +250,6 @@ def _deliver(task: Task) -> None:
 
 _REPLACED: Final[tuple[tuple[Any, str, Any], ...]] = (
     (threading, "get_ident", _get_ident),
-    (threading, "current_thread", _current_thread),
     (time, "monotonic", _monotonic),
     (time, "sleep", _sleep),
     (trio.to_thread, "run_sync", _run_sync),
@@ -282,7 +283,8 @@ def simulated_process() -> Iterator[None]:
     if time.monotonic is _monotonic:
         yield
         return
+    current = functools.partial(_current_thread, threading.current_thread())
     with ExitStack() as stack:
-        for where, name, what in _REPLACED:
+        for where, name, what in (*_REPLACED, (threading, "current_thread", current)):
             stack.enter_context(mock.patch.object(where, name, what))
         yield
