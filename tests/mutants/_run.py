@@ -96,7 +96,7 @@ class _Watch:
 
     Args:
         strategy: another than the test's own.
-        others: how else it is run before, only to see what comes of it: strategies, or seeds.
+        others: how else it is run then, only to see what comes of it: strategies, or seeds.
     """
 
     def __init__(self, strategy: str | None, others: Sequence[str | int]) -> None:
@@ -113,10 +113,26 @@ class _Watch:
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
         from trio_subshells.testing import _explore
 
-        # A test that explores nothing isn't run otherwise; by pytest-trio, it couldn't be.
-        explores = not item.get_closest_marker("trio") and _explore.settings.get(None)
-        others = self._others if explores else ()
-        for how in others:
+        try:
+            with _exploring_by(self._strategy) if self._strategy is not None else nullcontext():
+                start = time.process_time()
+                try:
+                    result = yield
+                except BaseException as error:
+                    self.result = _result_of(error, start)
+                    raise
+                self.result = Result(passed=True, seconds=time.process_time() - start)
+                return result
+        finally:
+            settings = _explore.settings.get(None)
+            if settings is not None and settings.tally.schedules:
+                self._run_otherwise(item)
+
+    def _run_otherwise(self, item: pytest.Item) -> None:
+        """Only to see what comes of it. Not for a test that explores nothing: it may run once."""
+        from trio_subshells.testing import _explore
+
+        for how in self._others:
             with (
                 _exploring_by(how),
                 mock.patch.object(_explore, "shrink", lambda found, *_, **__: found),
@@ -129,15 +145,6 @@ class _Watch:
                     self.others[str(how)] = _result_of(error, start)
                 else:
                     self.others[str(how)] = Result(passed=True)
-        with _exploring_by(self._strategy) if self._strategy is not None else nullcontext():
-            start = time.process_time()
-            try:
-                result = yield
-            except BaseException as error:
-                self.result = _result_of(error, start)
-                raise
-            self.result = Result(passed=True, seconds=time.process_time() - start)
-            return result
 
 
 def _result_of(error: BaseException, start: float) -> Result:
@@ -216,7 +223,7 @@ def run_here(
         test: what pytest is to run.
         options: of pytest.
         strategy: another than the test's own.
-        others: how else it is run before, only to see what comes of it: strategies, or seeds.
+        others: how else it is run then, only to see what comes of it: strategies, or seeds.
     """
     assert mutant.module not in sys.modules, f"{mutant.module} has been imported too soon"
     sys.meta_path.insert(0, _Patch(mutant))
