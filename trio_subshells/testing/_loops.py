@@ -326,7 +326,6 @@ class Loop:
             self._pass(task)
             return
         # The rest is what a pass comes to, if there is nothing to do but this task's step.
-        runner = self.runner
         resume, value = task._next_send_fn, task._next_send
         task._next_send_fn = task._next_send = None
         assert resume is not None
@@ -339,7 +338,7 @@ class Loop:
                 return
             if said is CancelShieldedCheckpoint:
                 task._schedule_points += 1
-                runner.reschedule(task)
+                self.runner.reschedule(task)
             elif type(said) is WaitTaskRescheduled:
                 task._schedule_points += 1
                 task._cancel_points += 1

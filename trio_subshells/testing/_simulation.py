@@ -419,8 +419,7 @@ class Simulation:
             if self.faults is not None and self.failure is None:
                 self.faults.before_step(task)
             if self._entered is not thread:
-                self._entered = thread
-                loop.enter()
+                self.enter(thread)
             self.stepping = True
             try:
                 loop.step(task)
